@@ -1,0 +1,1 @@
+"""Registers, proves, delivers and rotates container registry credentials."""

@@ -1,0 +1,1 @@
+"""Pure rules and nouns: no I/O, no clock, no third-party library."""

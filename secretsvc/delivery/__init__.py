@@ -1,0 +1,1 @@
+"""Bringing credentials to their targets: namespaces and auth files."""

@@ -1,0 +1,1 @@
+"""Where documents live: Vault or OpenBao, or one SQLite file."""
