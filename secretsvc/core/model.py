@@ -401,6 +401,10 @@ class CredentialState:
     retiring: tuple[Retiring, ...] = ()
     verdict: Verdict | None = None
     """The newest verdict about the current generation, or about the candidate when there is none."""
+    bound_to: Binding | None = None
+    """What the current generation was proved against."""
+    expires_at: datetime | None = None
+    """When the current generation ends, where that is known."""
     spec_version: int = 0
     """The version of the wish these facts have taken into account."""
 
@@ -583,15 +587,18 @@ class DeliveryView:
 
 @dataclass(frozen=True, slots=True)
 class CredentialSummary:
-    """One credential's line in a list."""
+    """One credential's line in a list; its verdict is kept without its steps."""
 
-    name: str
-    uid: str
-    head: Head
+    spec: CredentialSpec
+    version: int
+    """The wish's version."""
     state: str
+    head: Head
     verdict: Verdict | None
+    expires_at: datetime | None
+    operation: Operation | None
     counts: dict[str, int]
-    updated_at: datetime
+    """Delivery state to number of targets, over all rules that name it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""Reading and writing wishes: what register and assign have in common.
+
+A wish with a tombstone (``deleted_at``) is gone for its callers; its name is free again when work has
+cleaned up and swept it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from secretsvc.core.errors import Conflict, NotFound, PreconditionFailed, StoreConflict
+from secretsvc.core.ident import ulid
+from secretsvc.core.model import (
+    AuthFileRule,
+    CredentialSpec,
+    InboxItem,
+    PullSecretRule,
+    RegistrySpec,
+    Verb,
+)
+from secretsvc.core.ports import Clock, CredentialStore, Entropy, Stored
+
+Wish = RegistrySpec | CredentialSpec | PullSecretRule | AuthFileRule
+W = TypeVar("W", RegistrySpec, CredentialSpec, PullSecretRule, AuthFileRule)
+
+WORDS = {
+    RegistrySpec: "registry",
+    CredentialSpec: "credential",
+    PullSecretRule: "pull secret",
+    AuthFileRule: "auth file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The store with a clock, randomness and the doorbell: what every write of a wish needs."""
+
+    store: CredentialStore
+    clock: Clock
+    entropy: Entropy
+    ring: Callable[[], None]
+    """Wakes work; may do nothing, since work polls too."""
+
+    def new_id(self) -> str:
+        """Return a fresh id."""
+        return ulid(self.clock(), self.entropy(10))
+
+    def find(self, kind: type[W], name: str) -> Stored[W]:
+        """Return a wish that is not deleted, or raise `NotFound`."""
+        stored = self.store.get(kind, name)
+        if stored is None or stored.record.deleted_at is not None:
+            word = WORDS[kind]
+            raise NotFound(f"there is no {word} {name!r}", hint=f"see `secretsvc {_noun(word)} list`")
+        return stored
+
+    def all(self, kind: type[W]) -> Iterator[Stored[W]]:
+        """Yield every wish of a kind that is not deleted, by name."""
+        for name in self.store.names(kind):
+            stored = self.store.get(kind, name)
+            if stored is not None and stored.record.deleted_at is None:
+                yield stored
+
+    def ensure_free(self, kind: type[W], name: str) -> None:
+        """Raise `Conflict` when the name is taken, or was deleted and is not cleaned up yet."""
+        stored = self.store.get(kind, name)
+        if stored is None:
+            return
+        word = WORDS[kind]
+        if stored.record.deleted_at is None:
+            raise Conflict(f"there is a {word} {name!r} already", code="NameTaken")
+        raise Conflict(
+            f"the {word} {name!r} was deleted and is still being cleaned up",
+            hint="try again in a moment; `secretsvc status` shows what is in the way",
+            code="BeingRemoved",
+        )
+
+    def create(self, wish: W) -> Stored[W]:
+        """Store a new wish under its name."""
+        try:
+            return Stored(wish, self.store.put(wish.name, wish, 0))
+        except StoreConflict:
+            word = WORDS[type(wish)]
+            raise Conflict(f"there is a {word} {wish.name!r} already", code="NameTaken") from None
+
+    def replace(self, wish: W, read: int, expected: int | None) -> Stored[W]:
+        """Store a changed wish that was read at version ``read``; ``expected`` is the caller's If-Match."""
+        word = WORDS[type(wish)]
+        changed = PreconditionFailed(
+            f"the {word} {wish.name!r} has changed since it was read", hint="read it again, then repeat"
+        )
+        if expected is not None and expected != read:
+            raise changed
+        try:
+            return Stored(wish, self.store.put(wish.name, wish, read))
+        except StoreConflict:
+            raise changed from None
+
+    def bury(self, stored: Stored[W], expected: int | None) -> Stored[W]:
+        """Give a wish its tombstone; work removes what it made, then the record."""
+        return self.replace(replace(stored.record, deleted_at=self.clock()), stored.version, expected)
+
+    def tell(self, verb: Verb, wish: Wish, actor: str, *, force: bool = False, reason: str = "") -> InboxItem:
+        """Put an item into work's inbox and ring; its id with the subject's uid is the operation's id."""
+        item = InboxItem(
+            id=self.new_id(),
+            verb=verb,
+            subject_kind=wish.KIND,
+            subject=wish.name,
+            subject_uid=wish.uid,
+            created_at=self.clock(),
+            created_by=actor,
+            force=force,
+            reason=reason,
+        )
+        self.store.put(item.id, item, 0)
+        self.ring()
+        return item
+
+
+def operation_id(request_id: str, subject_uid: str) -> str:
+    """Return the id of an operation as callers see it: the request's id, then its subject's uid."""
+    return f"{request_id}-{subject_uid}"
+
+
+def _noun(word: str) -> str:
+    return word.replace(" ", "-")
