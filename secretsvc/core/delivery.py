@@ -265,7 +265,7 @@ def _metadata_drift(wanted: WantedSecret, found: SecretMetadata) -> Decision | N
         return None
     if COMPONENTS in differing and components_of(found) is not None:
         return Decision(Action.UPDATE, "NewComponents", "The Secret was made from an earlier state.")
-    return Decision(Action.UPDATE, "MetadataDrift", f"Somebody changed {', '.join(sorted(differing))}.")
+    return Decision(Action.UPDATE, "MetadataDrift", f"Not as wanted: {', '.join(sorted(differing))}.")
 
 
 def _data_drift(there: Secret | None) -> Decision:
