@@ -3,7 +3,8 @@
 Rules:
 
 - Resolve, judge *every* address, connect to the judged literal; TLS and the ``Host`` header keep the name.
-- One deadline covers a whole check, name resolution and handshake included; at most 5 s of it to connect. At most 64 KiB of an answer are read off the wire, headers included; compressed bodies are refused.
+- One deadline covers a whole check, name resolution and handshake included; at most 5 s of it to connect.
+  At most 64 KiB of an answer are read off the wire, headers included; compressed bodies are refused.
 - No redirects, no proxies, no ``.netrc``, no cookies, no retries, no connection reuse. Plain HTTP only for an
   ``http`` URL, which only a registry marked insecure gets.
 - Repeated header lines stay apart. Whatever goes wrong is a `TransportFailure` with a `Fault`: a closed
@@ -288,6 +289,8 @@ class Transport:
 def _connect_failure(exc: Exception) -> TransportFailure:
     if isinstance(exc, TransportFailure):
         return exc
+    if isinstance(exc, urllib3.exceptions.NewConnectionError):  # a subclass of the next, yet no time-out
+        return TransportFailure(Fault.CONNECT)
     if isinstance(exc, urllib3.exceptions.ConnectTimeoutError | TimeoutError):
         return TransportFailure(Fault.TIMEOUT)
     if isinstance(exc, ssl.SSLCertVerificationError):
