@@ -544,8 +544,6 @@ class Delivery:
     message: str
     updated_at: datetime
     components: tuple[Component, ...] = ()
-    marks: dict[str, str] = field(default_factory=dict)
-    """Auth files: auth key to the keyed digest of what we last wrote there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,6 +566,8 @@ class Observed:
     stragglers: tuple[str, ...]
     """At most 50 targets that are not synced."""
     seen_at: datetime
+    marks: dict[str, str] = field(default_factory=dict)
+    """Auth files: auth key to the keyed digest of what we last wrote there."""
 
 
 @dataclass(frozen=True, slots=True)

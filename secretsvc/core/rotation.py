@@ -13,6 +13,7 @@ What is not here: reading generations, asking registries, writing targets (``wor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -20,6 +21,7 @@ from secretsvc.core.model import (
     Candidate,
     CredentialSpec,
     CredentialState,
+    Delivery,
     Failure,
     Generation,
     Head,
@@ -31,7 +33,9 @@ from secretsvc.core.model import (
     Outcome,
     Phase,
     Progress,
+    PullSecretRule,
     RegistrySpec,
+    Rule,
     Stage,
     Verdict,
 )
@@ -187,6 +191,27 @@ def may_become_current(verdict: Verdict, override: str) -> bool:
     Only an accepted one, or one that can not be verified at all when someone recorded why to trust it.
     """
     return verdict.accepted or (verdict.outcome is Outcome.UNVERIFIABLE and bool(override))
+
+
+def targets(rule: Rule) -> tuple[str, ...]:
+    """Return the targets a rule names; none once it is deleted."""
+    if rule.deleted_at is not None:
+        return ()
+    return rule.namespaces.names if isinstance(rule, PullSecretRule) else (rule.path,)
+
+
+def confirmed(
+    rule: Rule, deliveries: Iterable[Delivery], state: CredentialState, before: Progress
+) -> Progress:
+    """Add to ``before`` how many of a rule's targets hold a credential's newest publication."""
+    wished = targets(rule)
+    holding = {
+        delivery.target
+        for delivery in deliveries
+        for part in delivery.components
+        if part.credential == state.name and part.pub >= state.head.pub
+    }
+    return Progress(before.done + len(holding & set(wished)), before.total + len(wished))
 
 
 def condition(

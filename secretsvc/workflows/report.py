@@ -38,7 +38,7 @@ from secretsvc.core.model import (
     Verb,
 )
 from secretsvc.core.ports import Stored
-from secretsvc.core.rotation import condition, stage
+from secretsvc.core.rotation import condition, confirmed, stage
 from secretsvc.workflows.records import Desk
 
 V = TypeVar("V", CredentialsView, DeliveryView)
@@ -175,7 +175,7 @@ class Reporter:
         state = self._state(uid)
         if state is None or state.op is None or state.op.id != request:
             return None
-        return replace(state.op, progress=self._progress(state, uid))
+        return replace(state.op, progress=self._progress(state))
 
     def _finished(self, request: str, uid: str) -> Operation | None:
         stored = self._desk.store.get(History, uid)
@@ -195,17 +195,13 @@ class Reporter:
         now = self._desk.clock()
         return Operation(request, kind, OperationState.PENDING, actor, now, now)
 
-    def _progress(self, state: CredentialState, uid: str) -> Progress:
-        done = total = 0
+    def _progress(self, state: CredentialState) -> Progress:
+        progress = Progress()
         for stored in self._rules():
-            observed = self._desk.store.get(Observed, stored.record.uid)
-            if observed is None or uid not in observed.record.lowest_pub:
-                continue
-            count = sum(observed.record.counts.values())
-            total += count
-            if observed.record.lowest_pub[uid] >= state.head.pub:
-                done += observed.record.counts.get("synced", 0)
-        return Progress(done, total)
+            if state.name in stored.record.credentials:
+                deliveries = [row.delivery for row in self._deliveries(stored.record)]
+                progress = confirmed(stored.record, deliveries, state, progress)
+        return progress
 
     # --- the parts --------------------------------------------------------------------------------
 

@@ -1,0 +1,466 @@
+"""The worker: takes what serve hands over, keeps every target as wanted, and writes down what it saw.
+
+Level-triggered: every pass over a rule compares what is there with what is wanted, so a pass may be stopped,
+repeated or run twice. The doorbell only makes it quick; without it the inbox is polled every 2 s. The
+store being away delays what is new and changes nothing that is delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreConflict, StoreError
+from secretsvc.core.model import (
+    AuthFileRule,
+    Candidate,
+    CredentialSpec,
+    Delivery,
+    DeliveryState,
+    Failure,
+    InboxItem,
+    Progress,
+    PullSecretRule,
+    RegistrySpec,
+    Verb,
+)
+from secretsvc.core.ports import AuditLog, AuthFiles, Cluster, RegistryProver, Stored
+from secretsvc.telemetry.logs import get_logger
+from secretsvc.workflows.deliver import Deliverer, Pass
+from secretsvc.workflows.intake import Intake, Taken
+from secretsvc.workflows.ledger import Ledger
+from secretsvc.workflows.records import Desk
+from secretsvc.workflows.report import CREDENTIALS_VIEW
+from secretsvc.workflows.world import StoredRule, World
+
+POLL_S = 2.0
+DRIFT_S = 60.0
+"""A settled rule is compared with its targets this often."""
+FILE_DRIFT_S = 10.0
+"""The same for auth files: a `podman login` that read the file before us may write it after us."""
+VIEW_S = 5.0
+"""A view that keeps changing is written at most this often."""
+REFRESH_S = 2.0
+"""One record is read again this often, so that a lost doorbell and inbox item heal."""
+SWEEP_S = 600.0
+
+_RETRY_S = {
+    DeliveryState.PENDING: 10.0,
+    DeliveryState.CONFLICT: 30.0,
+    DeliveryState.DENIED: 30.0,
+}
+_BACKOFF_S = (2.0, 60.0)
+_EARLY_S = (0.25, 30.0)
+_WAITING_S = (30.0, 3600.0)
+_TICK_S = 0.5
+
+_RULES: dict[str, type[PullSecretRule | AuthFileRule]] = {
+    PullSecretRule.KIND: PullSecretRule,
+    AuthFileRule.KIND: AuthFileRule,
+}
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """When each rule is looked at next, and who asked."""
+
+    due: dict[str, float] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    failures: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, list[Stored[InboxItem]]] = field(default_factory=dict)
+
+    def soon(self, uid: str) -> None:
+        """Look at a rule as soon as possible, again if it is being looked at."""
+        self.due[uid] = 0.0
+
+    def forget(self, uid: str) -> None:
+        """A rule is gone."""
+        self.due.pop(uid, None)
+        self.failures.pop(uid, None)
+
+
+class Worker:
+    """One worker process: inbox, rounds over the rules, and housekeeping, in one event loop."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        prover: RegistryProver,
+        clusters: Mapping[str, Cluster],
+        auth_files: AuthFiles,
+        audit: AuditLog,
+    ) -> None:
+        self._desk = desk
+        self._store = desk.store
+        self._clusters = clusters
+        self._world = World(desk.store)
+        self._intake = Intake(desk, prover, self._world, audit)
+        self._deliverer = Deliverer(self._world, clusters, auth_files, desk.clock)
+        self._ledger = Ledger(desk, self._world, self._intake)
+        self._rounds = _Rounds()
+        self._bell = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._in_hand: set[str] = set()
+        self._waiting: dict[str, tuple[float, float]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stale_views: set[str] = set()
+        self._views_written = 0.0
+        self._reported: dict[str, dict[str, tuple[DeliveryState, str]]] = {}
+        self._to_refresh: list[tuple[type, str]] = []
+
+    def ring(self) -> None:
+        """Look into the inbox now. To be called in the worker's event loop."""
+        self._bell.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set. What is under way then is left as it is: stopping is safe anywhere."""
+        stopping = asyncio.create_task(stop.wait())
+        work = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait([stopping, work], return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            tasks = [stopping, work, *self._tasks]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for cluster in self._clusters.values():
+                await cluster.close()
+
+    async def _work(self) -> None:
+        await self._insist(self._load)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self._take_requests, lambda: _either(self._bell, POLL_S)))
+            group.create_task(
+                self._repeat(self._start_rounds, lambda: _either(self._wake, self._until_due()))
+            )
+            group.create_task(self._repeat(self._keep_views, lambda: asyncio.sleep(_TICK_S)))
+            group.create_task(self._repeat(self._refresh_one, lambda: asyncio.sleep(REFRESH_S)))
+            group.create_task(self._repeat(self._sweep, lambda: asyncio.sleep(SWEEP_S)))
+
+    async def _insist(self, step: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do a step until it succeeds: the store may be sealed or away when we start."""
+        pause = _BACKOFF_S[0]
+        while True:
+            try:
+                await step()
+            except StoreError as exc:
+                _log.warning("store.unavailable", reason=exc.code, message=exc.message, hint=exc.hint)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _BACKOFF_S[1])
+            else:
+                return
+
+    async def _repeat(
+        self,
+        step: Callable[[], Coroutine[None, None, None]],
+        pause: Callable[[], Coroutine[None, None, None]],
+    ) -> None:
+        while True:
+            await self._insist(step)
+            await pause()
+
+    async def _load(self) -> None:
+        await asyncio.to_thread(self._world.load, self._desk)
+        for uid in self._world.rules:
+            self._rounds.soon(uid)
+        self._stale_views.add(CREDENTIALS_VIEW)
+        _log.info(
+            "work.loaded",
+            registries=len(self._world.registries),
+            credentials=len(self._world.credentials),
+            rules=len(self._world.rules),
+            damaged=sorted(self._world.damaged),
+        )
+
+    # --- what serve hands over --------------------------------------------------------------------
+
+    async def _take_requests(self) -> None:
+        self._bell.clear()
+        now = time.monotonic()
+        candidates = await asyncio.to_thread(self._store.names, Candidate)
+        items = await asyncio.to_thread(self._store.names, InboxItem)
+        self._waiting = {
+            name: rest for name, rest in self._waiting.items() if name in candidates or name in items
+        }
+        for name in sorted((*candidates, *items)):
+            if name in self._in_hand or self._waiting.get(name, (0.0, 0.0))[0] > now:
+                continue
+            kind = Candidate if name in candidates else InboxItem
+            stored = await asyncio.to_thread(self._get_request, kind, name)
+            if stored is not None:
+                self._in_hand.add(name)
+                self._spawn(self._take(stored))
+
+    def _get_request(
+        self, kind: type[Candidate | InboxItem], name: str
+    ) -> Stored[Candidate] | Stored[InboxItem] | None:
+        try:
+            if kind is Candidate:
+                return self._store.get(Candidate, name)
+            return self._store.get(InboxItem, name)
+        except RecordDamaged as exc:
+            _log.error("request.damaged", document=f"{kind.KIND}/{name}", message=exc.message, hint=exc.hint)
+            return None
+
+    async def _take(self, stored: Stored[Candidate] | Stored[InboxItem]) -> None:
+        """Carry out one request; those for one subject in the order in which they were made."""
+        request = stored.record
+        subject = request.credential_uid if isinstance(request, Candidate) else request.subject_uid
+        async with self._locks.setdefault(subject, asyncio.Lock()):
+            taken = Taken.EARLY
+            try:
+                if isinstance(request, Candidate):
+                    taken = await asyncio.to_thread(self._intake.take_candidate, request.id)
+                    await self._credential_changed(request.credential)
+                else:
+                    taken = await self._take_item(Stored(request, stored.version))
+            except SecretsvcError as exc:
+                _log.warning("request.failed", request=request.id, reason=exc.code, message=exc.message)
+            finally:
+                if taken is not Taken.DONE:
+                    self._later(request.id, _WAITING_S if taken is Taken.WAITING else _EARLY_S)
+                if request.id not in self._asked_items():
+                    self._in_hand.discard(request.id)
+
+    def _later(self, name: str, pauses: tuple[float, float]) -> None:
+        shortest, longest = pauses
+        _, before = self._waiting.get(name, (0.0, 0.0))
+        pause = min(max(2 * before, shortest), longest)
+        self._waiting[name] = (time.monotonic() + pause, pause)
+        self._loop_later(pause)
+
+    def _loop_later(self, pause: float) -> None:
+        asyncio.get_running_loop().call_later(pause, self._bell.set)
+
+    def _asked_items(self) -> set[str]:
+        return {item.record.id for items in self._rounds.asked.values() for item in items}
+
+    async def _take_item(self, stored: Stored[InboxItem]) -> Taken:
+        item = stored.record
+        if item.verb in (Verb.VALIDATE, Verb.ROLLBACK):
+            taken = await asyncio.to_thread(self._intake.take_verb, item)
+            await self._credential_changed(item.subject)
+            if taken is not Taken.DONE:
+                return taken
+        elif item.subject_kind == RegistrySpec.KIND:
+            await self._registry_changed(item.subject)
+        elif item.subject_kind == CredentialSpec.KIND:
+            await self._credential_changed(item.subject)
+        else:
+            kind = _RULES[item.subject_kind]
+            rule = await asyncio.to_thread(self._world.read_rule, kind, item.subject)
+            if rule is not None and rule.record.uid == item.subject_uid:
+                self._rounds.asked.setdefault(item.subject_uid, []).append(stored)
+                self._look_at([item.subject_uid])
+                return Taken.DONE
+        await asyncio.to_thread(self._store.remove, InboxItem, item.id, stored.version)
+        return Taken.DONE
+
+    async def _registry_changed(self, name: str) -> None:
+        await asyncio.to_thread(self._world.read_registry, name)
+        used = self._world.credentials_at(name)
+        stored = self._world.registries.get(name)
+        if stored is not None and stored.record.deleted_at is not None and not used:
+            await asyncio.to_thread(self._store.remove, RegistrySpec, name, stored.version)
+            await asyncio.to_thread(self._world.read_registry, name)
+        self._stale_views.add(CREDENTIALS_VIEW)
+        self._look_at(self._world.rules_using(used))
+
+    async def _credential_changed(self, name: str) -> None:
+        await asyncio.to_thread(self._world.read_credential, name)
+        stored = self._world.credentials.get(name)
+        if stored is not None and stored.record.registry not in self._world.registries:
+            await asyncio.to_thread(self._world.read_registry, stored.record.registry)
+        if stored is not None and stored.record.deleted_at is not None:
+            await asyncio.to_thread(self._intake.sweep_credential, stored)
+            await asyncio.to_thread(self._world.read_credential, name)
+        self._stale_views.add(CREDENTIALS_VIEW)
+        self._look_at(self._world.rules_using([name]))
+        await self._settle()
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    def _look_at(self, uids: list[str]) -> None:
+        for uid in uids:
+            self._rounds.soon(uid)
+        self._wake.set()
+
+    def _until_due(self) -> float:
+        waiting = [at for uid, at in self._rounds.due.items() if uid not in self._rounds.running]
+        return max(0.0, min(waiting, default=time.monotonic() + DRIFT_S) - time.monotonic())
+
+    async def _start_rounds(self) -> None:
+        self._wake.clear()
+        now = time.monotonic()
+        for uid, at in list(self._rounds.due.items()):
+            if at <= now and uid not in self._rounds.running:
+                del self._rounds.due[uid]
+                self._rounds.running.add(uid)
+                self._spawn(self._round(uid))
+
+    async def _round(self, uid: str) -> None:
+        """Make one pass over one rule, write down what was seen, and say when to look again."""
+        rest = _BACKOFF_S[1]
+        asked = self._rounds.asked.get(uid, [])[:]
+        try:
+            stored = self._world.rules.get(uid)
+            if stored is None:
+                self._rounds.forget(uid)
+                self._finished(uid, asked)
+                return
+            rest = await self._brought(stored, asked)
+        except SecretsvcError as exc:
+            _log.warning("round.failed", rule_uid=uid, reason=exc.code, message=exc.message)
+            rest = self._back_off(uid)
+        finally:
+            self._rounds.running.discard(uid)
+            if uid in self._world.rules:
+                self._rounds.due.setdefault(uid, time.monotonic() + rest)
+            self._wake.set()
+
+    async def _brought(self, stored: StoredRule, asked: list[Stored[InboxItem]]) -> float:
+        uid = stored.record.uid
+
+        def seen(delivery: Delivery) -> None:
+            self._world.deliveries.setdefault(uid, {})[delivery.target] = delivery
+            self._stale_views.add(uid)
+
+        made = await self._deliverer.bring(stored, seen)
+        self._log_changes(stored, made)
+        self._world.deliveries[uid] = made.deliveries
+        over = stored.record.deleted_at is not None and made.removed
+        if not over:
+            await asyncio.to_thread(self._ledger.observe, stored, made)
+            self._stale_views.discard(uid)
+        await asyncio.to_thread(self._ledger.answer, stored, made, asked)
+        self._finished(uid, asked)
+        if over:
+            await asyncio.to_thread(self._ledger.forget, stored)
+            self._reported.pop(uid, None)
+        await self._settle()
+        return self._rest(stored, made)
+
+    def _finished(self, uid: str, asked: list[Stored[InboxItem]]) -> None:
+        known = self._rounds.asked.get(uid, [])
+        known[:] = [item for item in known if item not in asked]
+        self._in_hand -= {item.record.id for item in asked}
+
+    def _rest(self, stored: StoredRule, made: Pass) -> float:
+        """Return how long to leave a rule alone, in seconds."""
+        uid = stored.record.uid
+        states = {delivery.state for delivery in made.deliveries.values()}
+        if states & {DeliveryState.FAILED, DeliveryState.DRIFTED}:
+            return self._back_off(uid)
+        self._rounds.failures.pop(uid, None)
+        drift = DRIFT_S if isinstance(stored.record, PullSecretRule) else FILE_DRIFT_S
+        return min((_RETRY_S.get(state, drift) for state in states), default=drift)
+
+    def _back_off(self, uid: str) -> float:
+        failures = self._rounds.failures.get(uid, 0)
+        self._rounds.failures[uid] = failures + 1
+        return min(_BACKOFF_S[0] * 2.0**failures, _BACKOFF_S[1])
+
+    def _log_changes(self, stored: StoredRule, made: Pass) -> None:
+        before = self._reported.get(stored.record.uid, {})
+        now = {target: (one.state, one.reason) for target, one in made.deliveries.items()}
+        for target, (state, reason) in now.items():
+            if before.get(target) != (state, reason):
+                write = _log.info if state is DeliveryState.SYNCED else _log.warning
+                write("delivery", rule=stored.record.name, target=target, state=state.value, reason=reason)
+        self._reported[stored.record.uid] = now
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    async def _keep_views(self) -> None:
+        """Write views that changed, at most every 5 s while they keep changing; end what is over."""
+        now = time.monotonic()
+        if self._stale_views and now - self._views_written >= VIEW_S:
+            self._views_written = now
+            stale, self._stale_views = self._stale_views, set()
+            for subject in stale:
+                if subject == CREDENTIALS_VIEW:
+                    await asyncio.to_thread(self._ledger.show_credentials)
+                else:
+                    await asyncio.to_thread(self._ledger.show_rule, subject)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """End the operations whose targets all follow, or whose deadline has passed."""
+        for state, op in self._world.open_operations():
+            progress = self._world.progress(state)
+            late = op.deadline is not None and self._desk.clock() >= op.deadline
+            if progress.done < progress.total and not late:
+                continue
+            failure = None if progress.done == progress.total else _stragglers(progress)
+            with suppress(StoreConflict):
+                await asyncio.to_thread(self._intake.settle, state, op.id, progress, failure)
+            await asyncio.to_thread(self._world.read_credential, state.name)
+            self._stale_views.add(CREDENTIALS_VIEW)
+            _log.info("operation.settled", credential=state.name, operation=op.id, kind=op.kind.value)
+
+    # --- housekeeping -----------------------------------------------------------------------------
+
+    async def _refresh_one(self) -> None:
+        """Read one record again, in turn, so that nothing stays unseen for ever."""
+        if not self._to_refresh:
+            names = await asyncio.to_thread(self._all_names)
+            self._to_refresh = names
+            return
+        kind, name = self._to_refresh.pop()
+        if kind is CredentialSpec:
+            before = self._world.credentials.get(name)
+            await asyncio.to_thread(self._world.read_credential, name)
+            if self._world.credentials.get(name) != before:
+                await self._credential_changed(name)
+        elif kind is RegistrySpec:
+            before_registry = self._world.registries.get(name)
+            await asyncio.to_thread(self._world.read_registry, name)
+            if self._world.registries.get(name) != before_registry:
+                await self._registry_changed(name)
+        else:
+            rule_kind = PullSecretRule if kind is PullSecretRule else AuthFileRule
+            known = set(self._world.rules.values())
+            rule = await asyncio.to_thread(self._world.read_rule, rule_kind, name)
+            if rule is not None and rule not in known:
+                self._look_at([rule.record.uid])
+
+    def _all_names(self) -> list[tuple[type, str]]:
+        kinds = (RegistrySpec, CredentialSpec, PullSecretRule, AuthFileRule)
+        return [(kind, name) for kind in kinds for name in self._store.names(kind)]
+
+    async def _sweep(self) -> None:
+        """Remove histories of deleted rules and credentials after an hour."""
+        await asyncio.to_thread(self._ledger.sweep)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Log what nobody expected; one subject's trouble must not stop the others."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            _log.error("work.defect", exc_info=exc)
+
+
+async def _either(event: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, at most so long."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+
+
+def _stragglers(progress: Progress) -> Failure:
+    behind = progress.total - progress.done
+    return Failure(
+        "Stragglers",
+        f"{behind} of {progress.total} targets do not hold the new value yet; they are still tried",
+        "see `secretsvc status` for the reason of each",
+    )
