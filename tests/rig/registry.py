@@ -228,7 +228,7 @@ def _descriptor(media_type: str, blob: bytes) -> dict[str, Any]:
 def pull(
     reference: str, auth_file: Path, into: Path, ca: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Pull an image with crane and the logins of ``auth_file`` alone, into a tar file. Failure is a return code.
+    """Pull an image with crane and the logins of ``auth_file`` alone. Failure is a return code.
 
     Args:
         reference: ``host[:port]/repository:tag``.

@@ -1,8 +1,8 @@
 """A registry with token auth: a signing token server and a real registry behind one TLS front.
 
 crane refuses an ``http`` realm behind a TLS registry and a realm on another loopback port, so the front
-serves both on one port: ``/token`` itself, everything else from the registry behind it. Tokens are RS256 with the certificate in
-``x5c``, the one form that every version of distribution takes.
+serves both on one port: ``/token`` itself, everything else from the registry behind it. Tokens are RS256
+with the certificate in ``x5c``, the one form that every version of distribution takes.
 """
 
 from __future__ import annotations
