@@ -1,0 +1,451 @@
+"""The worker as a whole, over in-memory ports: what serve wishes, targets get."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+
+import pytest
+
+from secretsvc.core.delivery import MANAGED
+from secretsvc.core.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    RecordDamaged,
+    StoreUnavailable,
+    TargetForbidden,
+    TargetUnreachable,
+)
+from secretsvc.core.model import (
+    AuthFileRule,
+    Candidate,
+    CredentialType,
+    DeliveryState,
+    Dialect,
+    Generation,
+    InboxItem,
+    Login,
+    Observed,
+    OperationState,
+    Outcome,
+    PullSecretRule,
+    Secret,
+)
+from secretsvc.core.ports import LiveSecret, SecretMetadata
+from secretsvc.workflows.assign import Assigner, AuthFileDraft, PullSecretDraft
+from secretsvc.workflows.reconcile import Worker
+from secretsvc.workflows.records import Desk
+from secretsvc.workflows.register import CredentialDraft, NewValue, Registrar, RegistryDraft
+from secretsvc.workflows.report import Reporter
+from tests.fakecluster import FakeAuthFiles, FakeCluster
+from tests.fakes import CountingEntropy, FakeProver, ListAudit, MemoryStore, SettableClock
+
+PATH = "/etc/app/auth.json"
+
+
+class Site:
+    """Serve and work over one store, in one process."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.clock = SettableClock()
+        self.prover = FakeProver()
+        self.cluster = FakeCluster(namespaces={"a", "b", "c"})
+        self.files = FakeAuthFiles()
+        self.audit = ListAudit()
+        desk = Desk(self.store, self.clock, CountingEntropy(), self.ring)
+        self.desk = desk
+        self.registrar = Registrar(desk, self.prover, self.audit)
+        self.assigner = Assigner(desk, self.audit, frozenset({"default"}))
+        self.reporter = Reporter(desk)
+        self.worker: Worker | None = None
+
+    def ring(self) -> None:
+        self.clock.advance(milliseconds=1)
+        if self.worker is not None:
+            self.worker.ring()
+
+    def start(self) -> Worker:
+        self.worker = Worker(self.desk, self.prover, {"default": self.cluster}, self.files, self.audit)
+        return self.worker
+
+    def register(self, name: str = "prod", value: str = "one") -> str:
+        host = f"{name}.example.com"
+        if name not in [r.record.name for r in self.desk.all(_registry())]:
+            self.registrar.add_registry(RegistryDraft(name, host), "ann")
+        return self.registrar.register(CredentialDraft(name, name, login(value)), "ann").operation
+
+    def put(self, value: str, name: str = "prod") -> str:
+        return self.registrar.replace_value(name, NewValue(login(value)), None, "ann").operation
+
+    def pull(self, *namespaces: str, name: str = "pull", credentials: tuple[str, ...] = ("prod",)) -> str:
+        draft = PullSecretDraft(name, name, credentials, namespaces)
+        return self.assigner.add_pull_secret(draft, "ann").operation
+
+    def file(self, credentials: tuple[str, ...] = ("prod",)) -> str:
+        draft = AuthFileDraft("host", PATH, Dialect.CONTAINERS_AUTH, credentials)
+        return self.assigner.add_auth_file(draft, "ann").operation
+
+    def held(self, namespace: str, name: str = "pull") -> str:
+        live = self.cluster.secrets.get((namespace, name))
+        return live.dockerconfigjson.reveal() if live is not None and live.dockerconfigjson else ""
+
+    def state(self, target: str, name: str = "pull") -> tuple[DeliveryState, str] | None:
+        for row in self.reporter.deliveries(PullSecretRule, name):
+            if row.delivery.target == target:
+                return row.delivery.state, row.delivery.reason
+        return None
+
+
+def _registry() -> type:
+    from secretsvc.core.model import RegistrySpec
+
+    return RegistrySpec
+
+
+def login(value: str) -> Login:
+    return Login(CredentialType.TOKEN, "robot", Secret(value))
+
+
+def encoded(value: str) -> str:
+    import base64
+
+    return base64.b64encode(f"robot:{value}".encode()).decode()
+
+
+async def until(met: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not met():  # noqa: ASYNC110  # what is awaited has no event
+            await asyncio.sleep(0.005)
+
+
+def work(site: Site, story: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a story beside a worker."""
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        task = asyncio.create_task(site.start().run(stop))
+        try:
+            await story()
+            if task.done():
+                task.result()
+        finally:
+            stop.set()
+            await task
+
+    asyncio.run(run())
+
+
+def settled(site: Site, operation: str) -> Callable[[], bool]:
+    return lambda: site.reporter.operation(operation).operation.settled
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_a_credential_reaches_namespaces_and_a_file_and_is_replaced(site: Site) -> None:
+    async def story() -> None:
+        registered = site.register()
+        await until(settled(site, registered))
+        await until(settled(site, site.pull("a", "b", "c")))
+        await until(settled(site, site.file()))
+        assert all(encoded("one") in site.held(space) for space in "abc")
+        replaced = site.put("two")
+        await until(settled(site, replaced))
+        operation = site.reporter.operation(replaced).operation
+        assert operation.state is OperationState.SUCCEEDED
+        assert (operation.progress.done, operation.progress.total) == (4, 4)
+        assert all(encoded("two") in site.held(space) for space in "abc")
+        assert not any(encoded("one") in site.held(space) for space in "abc")
+        entry = site.files.files[PATH]["prod.example.com"]
+        assert entry.secret == Secret("two")
+        back = site.registrar.roll_back("prod", "ann")
+        await until(settled(site, back))
+        assert all(encoded("one") in site.held(space) for space in "abc")
+        assert site.store.names(InboxItem) == site.store.names(Candidate) == []
+
+    work(site, story)
+
+
+def test_several_registries_merge_into_one_secret(site: Site) -> None:
+    async def story() -> None:
+        for name in ("prod", "second"):
+            await until(settled(site, site.register(name, f"value-of-{name}")))
+        await until(settled(site, site.pull("a", credentials=("prod", "second"))))
+        assert "prod.example.com" in site.held("a")
+        assert "second.example.com" in site.held("a")
+
+    work(site, story)
+
+
+def test_a_foreign_secret_is_a_conflict_and_clears_when_it_goes(site: Site) -> None:
+    foreign = LiveSecret(SecretMetadata("a", "pull", "u", "9", {}, {}), "Opaque", None)
+    site.cluster.tamper("a", "pull", foreign)
+
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        operation = site.pull("a", "b")
+        await until(settled(site, operation))
+        assert site.state("a") == (DeliveryState.CONFLICT, "NotOurs")
+        assert site.cluster.secrets[("a", "pull")].type == "Opaque"
+        assert site.reporter.operation(operation).operation.state is OperationState.FAILED
+        site.cluster.tamper("a", "pull", None)
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert site.state("a") == (DeliveryState.SYNCED, "InSync")
+
+    work(site, story)
+
+
+def test_drift_is_repaired_in_place_and_a_settled_site_writes_nothing(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+        live = site.cluster.secrets[("a", "pull")]
+        site.cluster.tamper("a", "pull", replace(live, dockerconfigjson=Secret("{}")))
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert encoded("one") in site.held("a")
+        assert site.cluster.secrets[("a", "pull")].metadata.uid == live.metadata.uid
+        writes = len(site.cluster.writes)
+        for _ in range(3):
+            await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert len(site.cluster.writes) == writes
+
+    work(site, story)
+
+
+def test_a_namespace_that_is_not_there_waits(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a", "later")))
+        assert site.state("later") == (DeliveryState.PENDING, "NamespaceMissing")
+        site.cluster.namespaces.add("later")
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert site.state("later") == (DeliveryState.SYNCED, "InSync")
+
+    work(site, story)
+
+
+@pytest.mark.parametrize(
+    ("failure", "state"),
+    [
+        (TargetUnreachable("no route"), DeliveryState.FAILED),
+        (TargetForbidden("secrets is forbidden"), DeliveryState.DENIED),
+    ],
+)
+def test_a_cluster_that_fails_is_said_and_recovers(
+    site: Site, failure: Exception, state: DeliveryState
+) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        site.cluster.failure = failure  # type: ignore[assignment]
+        await until(settled(site, site.pull("a")))
+        assert site.state("a") == (state, type(failure).__name__)
+        site.cluster.failure = None
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert site.state("a") == (DeliveryState.SYNCED, "InSync")
+
+    work(site, story)
+
+
+def test_a_deselected_namespace_and_a_deleted_rule_lose_our_secret(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a", "b")))
+        changed = PullSecretDraft("pull", "pull", ("prod",), ("b",))
+        await until(settled(site, site.assigner.change_pull_secret(changed, None, "ann").operation))
+        assert set(site.cluster.secrets) == {("b", "pull")}
+        gone = site.assigner.delete(PullSecretRule, "pull", None, "ann")
+        await until(settled(site, gone))
+        assert site.cluster.secrets == {}
+        await until(lambda: site.store.names(PullSecretRule) == [])
+        assert site.store.names(Observed) == []
+        assert site.reporter.operation(gone).operation.state is OperationState.SUCCEEDED
+
+    work(site, story)
+
+
+def test_a_kept_rule_leaves_its_secrets(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        draft = PullSecretDraft("pull", "pull", ("prod",), ("a",), keep=True)
+        await until(settled(site, site.assigner.add_pull_secret(draft, "ann").operation))
+        await until(settled(site, site.assigner.delete(PullSecretRule, "pull", None, "ann")))
+        assert set(site.cluster.secrets) == {("a", "pull")}
+
+    work(site, story)
+
+
+def test_deleting_an_auth_file_takes_only_ours_out(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.file()))
+        other = replace(site.files.files[PATH]["prod.example.com"], key="other.example.com")
+        site.files.files[PATH]["other.example.com"] = other
+        await until(settled(site, site.assigner.delete(AuthFileRule, "host", None, "ann")))
+        assert set(site.files.files[PATH]) == {"other.example.com"}
+
+    work(site, story)
+
+
+def test_somebody_elses_entry_in_a_file_is_a_conflict(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.file()))
+        entry = site.files.files[PATH]["prod.example.com"]
+        site.files.files[PATH]["prod.example.com"] = replace(entry, secret=Secret("by hand"))
+        await until(settled(site, site.assigner.sync(AuthFileRule, "host", "ann")))
+        row = site.reporter.deliveries(AuthFileRule, "host")[0].delivery
+        assert (row.state, row.reason, row.components) == (DeliveryState.CONFLICT, "NotOurs", ())
+        assert site.files.files[PATH]["prod.example.com"].secret == Secret("by hand")
+
+    work(site, story)
+
+
+def test_a_credential_that_is_not_proved_yet_holds_back_only_itself(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register("prod")))
+        site.prover.answer = Outcome.UNAVAILABLE
+        site.registrar.add_registry(RegistryDraft("second", "second.example.com"), "ann")
+        site.registrar.register(
+            CredentialDraft("second", "second", login("two"), allow_unverified=True), "ann"
+        )
+        await until(settled(site, site.pull("a", credentials=("prod", "second"))))
+        assert site.state("a") == (DeliveryState.PENDING, "CredentialNotReady")
+        assert encoded("one") in site.held("a")
+        assert "second.example.com" not in site.held("a")
+
+    work(site, story)
+
+
+def test_the_store_going_away_blanks_nothing_and_work_goes_on_after(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+        site.store.failure = StoreUnavailable("sealed")
+        site.ring()
+        await asyncio.sleep(0.1)
+        assert encoded("one") in site.held("a")
+        site.store.failure = None
+        await until(settled(site, site.put("two")))
+        assert encoded("two") in site.held("a")
+
+    work(site, story)
+
+
+def test_a_damaged_value_holds_the_rule_and_blanks_nothing(site: Site) -> None:
+    async def first() -> None:
+        for name in ("prod", "second"):
+            await until(settled(site, site.register(name, f"value-of-{name}")))
+        await until(settled(site, site.pull("a", credentials=("prod", "second"))))
+
+    work(site, first)
+    before = site.held("a")
+    real_get = site.store.get
+    broken = next(name for name in site.store.names(Generation))
+
+    def get(kind: type, name: str) -> object:
+        if (kind, name) == (Generation, broken):
+            raise RecordDamaged("does not decrypt")
+        return real_get(kind, name)
+
+    site.store.get = get  # type: ignore[method-assign,assignment]
+
+    async def second() -> None:
+        site.cluster.tamper("b", "pull", None)
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert site.state("a") == (DeliveryState.FAILED, "ValueUnreadable")
+        assert site.held("a") == before
+
+    work(site, second)
+
+
+def test_a_stale_credential_stays_delivered_where_it_was(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+        site.registrar.change_registry(RegistryDraft("prod", "moved.example.com"), None, "ann")
+        await until(lambda: site.store.names(InboxItem) == [])
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert "moved.example.com" not in site.held("a")
+        assert "prod.example.com" in site.held("a")
+        assert site.reporter.credential("prod").state == "stale"
+        await until(settled(site, site.put("two")))
+        assert "moved.example.com" in site.held("a")
+        assert site.reporter.credential("prod").state == "active"
+
+    work(site, story)
+
+
+def test_a_restart_writes_nothing_and_knows_everything(site: Site) -> None:
+    async def first() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a", "b")))
+
+    work(site, first)
+    writes = len(site.cluster.writes)
+
+    async def second() -> None:
+        await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
+        assert len(site.cluster.writes) == writes
+        await until(settled(site, site.put("two")))
+        assert encoded("two") in site.held("a")
+
+    work(site, second)
+
+
+def test_rules_that_can_not_work_are_refused(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        site.registrar.register(CredentialDraft("twin", "prod", login("x")), "ann")
+        with pytest.raises(InvalidInput) as twice:
+            site.pull("a", credentials=("prod", "twin"))
+        assert "one login per registry" in twice.value.fields[0].detail
+        with pytest.raises(InvalidInput):
+            site.pull("a", credentials=("unknown",))
+        with pytest.raises(InvalidInput):
+            site.pull("Not_A_Namespace")
+        with pytest.raises(InvalidInput):
+            site.pull("a", credentials=())
+        site.pull("a")
+        with pytest.raises(Conflict, match="has 'pull' in 'a' already"):
+            site.assigner.add_pull_secret(PullSecretDraft("other", "pull", ("prod",), ("a",)), "ann")
+        with pytest.raises(Conflict, match="is used by pull-secret/pull"):
+            site.registrar.delete_credential("prod", None, "ann")
+        with pytest.raises(Conflict, match="is used by credential/prod"):
+            site.registrar.delete_registry("prod", None, "ann")
+
+    work(site, story)
+
+
+def test_lists_come_from_views_and_know_new_records(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+        await until(lambda: site.store.names(_view()) != [])
+        names = [line.spec.name for line in site.reporter.credentials()[0]]
+        assert names == ["prod"]
+        site.register("second", "x")
+        assert [line.spec.name for line in site.reporter.credentials()[0]] == ["prod", "second"]
+        with pytest.raises(NotFound):
+            site.reporter.operation("nonsense")
+
+    work(site, story)
+
+
+def _view() -> type:
+    from secretsvc.core.model import CredentialsView
+
+    return CredentialsView
+
+
+def test_our_secret_carries_the_installation(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+        assert MANAGED in site.cluster.secrets[("a", "pull")].metadata.labels
+
+    work(site, story)
