@@ -1,10 +1,10 @@
 """Builds the rig's Go programs once, and finds them again.
 
 A binary lives in ``${XDG_CACHE_HOME:-~/.cache}/secretsvc-rig/<hash>/``, where the hash is over
-go.mod, go.sum, the package and the flags: what is there is what would be built. A build runs under a lock file and ends in
-an atomic rename, so parallel test runs share it. It says on standard error what it does, since the first
-one takes minutes. ``KUBEBUILDER_ASSETS`` (a folder with etcd and kube-apiserver, the convention of
-controller-runtime's envtest) takes the place of building what is in it.
+go.mod, go.sum, the package and the flags: what is there is what would be built. A build runs under a lock
+file and ends in an atomic rename, so parallel test runs share it. It says on standard error what it does,
+since the first one takes minutes. ``KUBEBUILDER_ASSETS`` (a folder with etcd and kube-apiserver, the
+convention of controller-runtime's envtest) takes the place of building what is in it.
 
 Run as a program it builds every ``tool`` of every go.mod of the rig.
 """

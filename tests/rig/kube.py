@@ -149,12 +149,9 @@ class _Program:
             raise RigFailed(f"{self.log.stem} ended with {self.process.returncode}\n{self._tail()}")
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        """Kill: nothing is worth keeping, and an API server ends politely only after its watchers."""
+        self.process.kill()
+        self.process.wait()
 
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
@@ -359,6 +356,17 @@ class KubeCluster:
         wait_until(
             f"namespace {name} gone", lambda: self.ask("GET", path).status_code == requests.codes.not_found
         )
+
+    def deny(self, namespace: str, policy: dict[str, Any], probe: Mapping[str, str]) -> None:
+        """Make a ValidatingAdmissionPolicy and wait until it refuses a Secret with the data ``probe``."""
+        base = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+        metadata = {"name": namespace}
+        self.create(f"{base}ies", {"metadata": metadata, "spec": {"failurePolicy": "Fail", **policy}})
+        binding = {"policyName": namespace, "validationActions": ["Deny"]}
+        self.create(f"{base}ybindings", {"metadata": metadata, "spec": binding})
+        path = f"/api/v1/namespaces/{namespace}/secrets?dryRun=All"
+        body = {"metadata": {"name": "probe"}, "stringData": dict(probe)}
+        wait_until("the admission policy", lambda: not self.ask("POST", path, body).ok)
 
     def create_secret(
         self, namespace: str, name: str, data: Mapping[str, str], type_: str = "Opaque", **metadata: Any
