@@ -100,6 +100,9 @@ path "{{mount}}/metadata/generation/+" {
 path "{{mount}}/data/key/+" {
   capabilities = ["create", "read"]
 }
+path "{{mount}}/metadata/key/" {
+  capabilities = ["list"]
+}
 
 # --- Facts: what is so. Written by compare-and-set, removed when their credential or rule is gone. ---
 path "{{mount}}/data/state/+" {

@@ -22,13 +22,13 @@ from cattrs.gen import make_dict_structure_fn
 
 from secretsvc.core.errors import RecordDamaged, StoreConflict, StoreDenied, StoreError
 from secretsvc.core.ident import is_document_name
-from secretsvc.core.model import FORMAT, Candidate, Generation, InboxItem, Secret
+from secretsvc.core.model import FORMAT, Candidate, Generation, InboxItem, InstallationKeys, Secret
 from secretsvc.core.ports import R, Record
 
 MAX_DOCUMENT_BYTES = 256 * 1024
 """Above this a write is refused: Vault's own limit is 1 MiB a request, and audit devices copy every one."""
 
-WRITE_ONCE = frozenset({Candidate.KIND, Generation.KIND, InboxItem.KIND})
+WRITE_ONCE = frozenset({Candidate.KIND, Generation.KIND, InboxItem.KIND, InstallationKeys.KIND})
 """Kinds whose documents are created and removed, never changed; their names are never used twice."""
 
 _RESTORE = "Restore it from a backup or remove it by hand; secretsvc leaves it as it is."

@@ -124,25 +124,15 @@ def create_key_file(path: Path, data_dir: Path) -> bool:
     mode 0700.
     """
     _refuse_inside(path, data_dir)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.path.lexists(path):
-            return False
-        try:
-            _write_key(scratch, base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
-            os.link(scratch, path)  # refuses to replace, unlike a rename
-        finally:
-            scratch.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-    except FileExistsError:
-        return False
+        made = not os.path.lexists(path) and _place_key(path)
     except OSError as exc:
         raise ConfigurationError(
             f"the key file {path} can not be made: {exc.strerror}",
             hint="Set SECRETSVC_KEY_FILE to a path that this user may write.",
         ) from exc
-    return True
+    return made
 
 
 def load_key_file(path: Path, data_dir: Path) -> KeyEncryptionKey:
@@ -156,9 +146,11 @@ def load_key_file(path: Path, data_dir: Path) -> KeyEncryptionKey:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _OPEN)
     except OSError as exc:
         raise _unreadable(path, exc) from exc
-    with os.fdopen(descriptor, "rb") as file:
-        _check_file(path, os.fstat(file.fileno()))
-        content = file.read(4096)
+    try:
+        _check_file(path, os.fstat(descriptor))
+        content = os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
     try:
         key = base64.b64decode(content.strip(), validate=True)
     except binascii.Error:
@@ -171,12 +163,22 @@ def load_key_file(path: Path, data_dir: Path) -> KeyEncryptionKey:
     return KeyEncryptionKey(key)
 
 
-def _write_key(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _place_key(path: Path) -> bool:
+    """Write a new key beside ``path`` and link it there, which refuses to replace, unlike a rename."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(scratch, path)
+    except FileExistsError:
+        return False
+    finally:
+        scratch.unlink()
+    _sync_folder(path.parent)
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

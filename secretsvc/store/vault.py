@@ -123,7 +123,13 @@ class VaultStore:
         codec.check_write(name, record, expected)
         text = codec.encode(name, record)
         base, number = self._basis(type(record), name, expected)
-        written = self._write(type(record), name, {"document": text.reveal(), "base": base}, number)
+        fields = {"document": text.reveal(), "base": base}
+        try:
+            written = self._write(type(record), name, fields, number)
+        except StoreDenied:  # Vault asks for the right to update before it looks at cas
+            if expected == 0 and name in self.names(type(record)):
+                raise _conflict(type(record), name) from None
+            raise
         self._remember(type(record), name, _Found(base, written, text=text))
         return base + written
 
