@@ -170,6 +170,11 @@ ROWS: list[tuple[str, Plays, Outcome]] = [
         Plays(grant=Reply(200, (("Content-Type", "text/html"),), b"<html>")),
         Outcome.PROTOCOL_ERROR,
     ),
+    (
+        "row10-a-token-and-then-too-much",
+        Plays(grant=document(200, b'{"token":"good"}' + b" " * 200_000)),
+        Outcome.PROTOCOL_ERROR,
+    ),
     ("row10-large", Plays(grant=token("x" * 200_000)), Outcome.PROTOCOL_ERROR),
     ("row12-ghcr-403-denied", Plays(grant=document(403, {"errors": [{"code": "DENIED"}]})), Outcome.INVALID),
     ("row13-token-403-page", Plays(grant=PAGE), Outcome.FORBIDDEN_UNKNOWN),

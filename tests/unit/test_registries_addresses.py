@@ -129,6 +129,7 @@ REFUSED = [
     (spec("a.azurecr.io"), "https://com/t"),
     (spec("registry.co.uk"), "https://other.co.uk/t"),
     (spec("10.0.0.1"), "https://10.0.0.2/t"),
+    (spec("10.0.0.1"), "https://192.168.0.1/t"),
     (spec("127.0.0.1:5000", insecure=True), "http://127.0.0.1:5001/t"),
     (spec("localhost:5000", insecure=True), "http://localhost:5001/t"),
     (spec("r.example.com", kind=RegistryKind.GENERIC), "https://sso.redhat.com/auth"),
