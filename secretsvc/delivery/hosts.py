@@ -42,6 +42,7 @@ from secretsvc.core.errors import (
 from secretsvc.core.ports import AuthFileResult, AuthFileWish, Entropy
 from secretsvc.delivery.safefile import (
     Place,
+    RenameAt2,
     Snapshot,
     kernel_rename,
     open_directory,
@@ -67,7 +68,7 @@ class LocalAuthFiles:
             the same auth files must be given the same one.
         entropy: for the names of temporary files.
         machine_configs: lists of files that are not ours to write.
-        exchange: use the kernel's exchanging rename where there is one (see `safefile`).
+        renamer: finds the kernel's exchanging rename, or None to do without (see `safefile`).
         lock_timeout: seconds to wait for another process of ours.
         sleep: pauses for so many seconds, before a file that can not be parsed, or is empty, is read
             again: somebody may be in the middle of writing it in place.
@@ -79,14 +80,14 @@ class LocalAuthFiles:
         *,
         entropy: Entropy = os.urandom,
         machine_configs: Sequence[Path] = MACHINE_CONFIGS,
-        exchange: bool = True,
+        renamer: Callable[[], RenameAt2 | None] = kernel_rename,
         lock_timeout: float = 10.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._state = state_directory
         self._entropy = entropy
         self._machine_configs = tuple(machine_configs)
-        self._rename = kernel_rename() if exchange else None
+        self._rename = renamer()
         self._lock_timeout = lock_timeout
         self._sleep = sleep
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from secretsvc.core.errors import (
 from secretsvc.core.model import Dialect, Secret
 from secretsvc.core.ports import AuthEntry, AuthFileWish
 from secretsvc.delivery.hosts import LocalAuthFiles
-from secretsvc.delivery.safefile import Place, Snapshot, kernel_rename, open_directory
+from secretsvc.delivery.safefile import Place, RenameAt2, Snapshot, kernel_rename, open_directory
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -71,9 +72,17 @@ def _no_pause(_seconds: float) -> None:
     pass
 
 
-@pytest.fixture(params=[True, False], ids=["exchange", "replace"])
+def _no_exchange() -> RenameAt2 | None:
+    """Do as on a system without ``renameat2``."""
+    return None
+
+
+renamers = pytest.mark.parametrize("renamer", [kernel_rename, _no_exchange], ids=["exchange", "replace"])
+
+
+@pytest.fixture(params=[kernel_rename, _no_exchange], ids=["exchange", "replace"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> LocalAuthFiles:
-    return LocalAuthFiles(tmp_path / "state", exchange=request.param, machine_configs=(), sleep=_no_pause)
+    return LocalAuthFiles(tmp_path / "state", renamer=request.param, machine_configs=(), sleep=_no_pause)
 
 
 @pytest.fixture
@@ -536,8 +545,10 @@ def _add_foreign(path: Path) -> None:
     other.rename(path)
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_a_write_between_snapshot_and_commit_is_merged(tmp_path: Path, path: Path, exchange: bool) -> None:
+@renamers
+def test_a_write_between_snapshot_and_commit_is_merged(
+    tmp_path: Path, path: Path, renamer: Callable[[], RenameAt2 | None]
+) -> None:
     """Entropy is asked for when the new file is named, which is after the snapshot."""
     asked = []
 
@@ -548,7 +559,7 @@ def test_a_write_between_snapshot_and_commit_is_merged(tmp_path: Path, path: Pat
         return os.urandom(count)
 
     path.write_text(FOREIGN)
-    files = LocalAuthFiles(tmp_path / "state", entropy=entropy, exchange=exchange, machine_configs=())
+    files = LocalAuthFiles(tmp_path / "state", entropy=entropy, renamer=renamer, machine_configs=())
     assert files.write(wish(path, entry())).changed
     assert logins(path) == {
         "z.example": ("x", "y"),
@@ -558,16 +569,16 @@ def test_a_write_between_snapshot_and_commit_is_merged(tmp_path: Path, path: Pat
     }
 
 
-@pytest.mark.parametrize("exchange", [True, False])
+@renamers
 def test_a_file_made_between_snapshot_and_commit_is_merged(
-    tmp_path: Path, path: Path, exchange: bool
+    tmp_path: Path, path: Path, renamer: Callable[[], RenameAt2 | None]
 ) -> None:
     def entropy(count: int) -> bytes:
         if not path.exists():
             path.write_text('{"auths":{"late.example":{"auth":"eDp5"}}}')
         return os.urandom(count)
 
-    files = LocalAuthFiles(tmp_path / "state", entropy=entropy, exchange=exchange, machine_configs=())
+    files = LocalAuthFiles(tmp_path / "state", entropy=entropy, renamer=renamer, machine_configs=())
     files.write(wish(path, entry()))
     assert set(logins(path)) == {"late.example", "quay.io"}
 
@@ -670,6 +681,40 @@ def test_a_late_write_keeps_a_file_from_being_withdrawn(path: Path) -> None:
         assert path.read_bytes() == b"theirs"
         assert place.withdraw(_snapshot(place))
     assert not path.exists()
+
+
+def test_a_write_between_the_look_and_the_withdrawal_is_given_back(path: Path) -> None:
+    """Entropy is asked for when the file's new name is made up, just before it is moved aside."""
+
+    def entropy(count: int) -> bytes:
+        path.with_name("other").write_bytes(b"theirs")
+        path.with_name("other").rename(path)
+        return os.urandom(count)
+
+    path.write_bytes(b"old")
+    with open_directory(str(path.parent), os.geteuid()) as directory:
+        place = replace(_place(directory, path, lambda: None), entropy=entropy)
+        assert not place.withdraw(_snapshot(place))
+    assert path.read_bytes() == b"theirs"
+
+
+def test_a_stale_write_right_after_ours_is_merged(tmp_path: Path, path: Path) -> None:
+    """It read the file before we wrote and puts its version over ours, as podman may."""
+    kernel = kernel_rename()
+    if kernel is None:
+        pytest.skip("this C library has no renameat2")
+    stale = iter(['{"auths":{"late.example":{"auth":"eDp5"}}}'])
+
+    def rename(where: int, source: bytes, target: bytes, flags: int) -> None:
+        kernel(where, source, target, flags)
+        for content in stale:
+            path.unlink()
+            path.write_text(content)
+
+    path.write_text('{"auths":{}}')
+    files = LocalAuthFiles(tmp_path / "state", renamer=lambda: rename, machine_configs=())
+    files.write(wish(path, entry()))
+    assert set(logins(path)) == {"late.example", "quay.io"}
 
 
 def test_a_file_that_is_half_written_is_read_again(tmp_path: Path, path: Path) -> None:

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from secretsvc.core.errors import TargetChanged, TargetForbidden, TargetRefused,
 from secretsvc.core.model import Dialect, Secret
 from secretsvc.core.ports import AuthEntry, AuthFileWish
 from secretsvc.delivery.hosts import LocalAuthFiles
+from secretsvc.delivery.safefile import RenameAt2, kernel_rename
 from tests.rig.authwriters import KEY, digest, wish
 from tests.rig.build import crane
 
@@ -161,8 +162,10 @@ def test_a_read_only_file_system_is_forbidden(files: LocalAuthFiles, mounted: Pa
 
 
 @needs_root
-@pytest.mark.parametrize("exchange", [True, False])
-def test_a_file_that_is_a_mount_of_its_own_is_refused(tmp_path: Path, path: Path, exchange: bool) -> None:
+@pytest.mark.parametrize("renamer", [kernel_rename, lambda: None], ids=["exchange", "replace"])
+def test_a_file_that_is_a_mount_of_its_own_is_refused(
+    tmp_path: Path, path: Path, renamer: Callable[[], RenameAt2 | None]
+) -> None:
     source = tmp_path / "source"
     source.write_text("{}")
     path.touch()
@@ -170,7 +173,7 @@ def test_a_file_that_is_a_mount_of_its_own_is_refused(tmp_path: Path, path: Path
         pytest.skip("this machine does not let us mount")
     try:
         with pytest.raises(TargetRefused) as caught:
-            LocalAuthFiles(tmp_path / "state", exchange=exchange, machine_configs=()).write(
+            LocalAuthFiles(tmp_path / "state", renamer=renamer, machine_configs=()).write(
                 wish(str(path), "u", "v")
             )
         assert caught.value.code == "MountedFile"
