@@ -51,8 +51,9 @@ class Registry:
         self.folder = folder
         self.port = 0
         self._auth = auth
-        self._users: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.htpasswd.touch(mode=0o600)
 
     @property
     def host(self) -> str:
@@ -68,8 +69,6 @@ class Registry:
 
     def start(self) -> None:
         """Start on the port it had, or a free one, and wait until it answers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_users()
         self.port = self.port or free_port()
         settings = self.folder / "registry.json"  # JSON is YAML
         settings.write_text(json.dumps(self._settings()))
@@ -91,14 +90,13 @@ class Registry:
 
     def set_password(self, user: str, password: str) -> None:
         """Add a user, or give it another password; the old one is refused from the next request on."""
-        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(_BCRYPT_COST)).decode()
-        self._users[user] = hashed
-        self._write_users()
+        change_password(self.htpasswd, user, password)
 
     def remove_user(self, user: str) -> None:
         """Forget a user."""
-        del self._users[user]
-        self._write_users()
+        _write_users(
+            self.htpasswd, {name: line for name, line in _users(self.htpasswd).items() if name != user}
+        )
 
     def push(self, repository: str, user: str, password: str, tag: str = "latest") -> str:
         """Push a small image and return its reference, ``host:port/repository:tag``."""
@@ -119,7 +117,7 @@ class Registry:
             connection.close()
 
     def _settings(self) -> dict[str, Any]:
-        htpasswd = {"htpasswd": {"realm": "rig", "path": str(self._htpasswd)}}
+        htpasswd = {"htpasswd": {"realm": "rig", "path": str(self.htpasswd)}}
         return {
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": True}},
@@ -132,14 +130,9 @@ class Registry:
         }
 
     @property
-    def _htpasswd(self) -> Path:
+    def htpasswd(self) -> Path:
+        """The users' file, which the registry reads anew at every request."""
         return self.folder / "htpasswd"
-
-    def _write_users(self) -> None:
-        """Write the whole file beside the old one and swap: a half-written line makes every answer 400."""
-        fresh = self.folder / "htpasswd.new"
-        fresh.write_text("".join(f"{user}:{hashed}\n" for user, hashed in self._users.items()))
-        fresh.replace(self._htpasswd)
 
     def _wait(self) -> None:
         end = time.monotonic() + _READY_WITHIN
@@ -153,6 +146,23 @@ class Registry:
         log = (self.folder / "registry.log").read_text(errors="replace")
         self.stop()
         raise RegistryFailed(f"the registry did not become ready:\n{log[-2000:]}")
+
+
+def change_password(htpasswd: Path, user: str, password: str) -> None:
+    """Add a user to an htpasswd file, or give it another password."""
+    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(_BCRYPT_COST)).decode()
+    _write_users(htpasswd, {**_users(htpasswd), user: f"{user}:{hashed}"})
+
+
+def _users(htpasswd: Path) -> dict[str, str]:
+    return {line.partition(":")[0]: line for line in htpasswd.read_text().splitlines()}
+
+
+def _write_users(htpasswd: Path, users: dict[str, str]) -> None:
+    """Write the whole file beside the old one and swap: a half-written line makes every answer 400."""
+    fresh = htpasswd.with_suffix(".new")
+    fresh.write_text("".join(f"{line}\n" for line in users.values()))
+    fresh.replace(htpasswd)
 
 
 def free_port() -> int:
