@@ -210,8 +210,8 @@ class AuthFiles(Protocol):
     """Auth files on this machine.
 
     Raises `TargetRefused` (unparseable, not a regular file, owned by another tool), `TargetForbidden`,
-    `TargetMissing` (no such directory), `TargetUnreachable` (disk full or failing); whatever it raises,
-    the file is as it was.
+    `TargetMissing` (no such directory), `TargetUnreachable` (disk full or failing), `TargetChanged`
+    (somebody keeps rewriting it); whatever it raises, the file is as it was.
     """
 
     def write(self, wish: AuthFileWish) -> AuthFileResult:

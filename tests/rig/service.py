@@ -1,4 +1,4 @@
-"""secretsvc itself, started as a user starts it: ``secretsvc serve --with-worker`` on a free loopback port."""
+"""secretsvc itself, started as a user does: ``secretsvc serve --with-worker`` on a free loopback port."""
 
 from __future__ import annotations
 
