@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -146,6 +147,8 @@ class Settings:
     kubeconfig: str
     """One path, or several joined as in ``$KUBECONFIG``; empty for the in-cluster account."""
     kube_context: str
+    in_cluster: bool
+    """Whether this process runs in a pod, whose service account is the way to the cluster ``default``."""
     log_level: LogLevel
     log_format: LogFormat | None
     """None: console on a terminal, JSON else."""
@@ -153,6 +156,11 @@ class Settings:
     lifeline_fd: int | None
     warnings: tuple[str, ...] = ()
     """What looks wrong but does not prevent a start."""
+
+    @property
+    def has_cluster(self) -> bool:
+        """Whether there is a cluster ``default``."""
+        return bool(self.kubeconfig) or self.in_cluster
 
     @property
     def admin_token_file(self) -> Path:
@@ -180,6 +188,9 @@ class ClientSettings:
     token_file: Path | None
     """None when none was named and there is no local admin token to be read."""
     cacert: Path | None
+    kubeconfig: str
+    """What the user's own kubectl would use; empty for the in-cluster account."""
+    kube_context: str
 
 
 def is_loopback(host: str) -> bool:
@@ -190,6 +201,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    return metadata.version("secretsvc")
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
@@ -212,8 +228,18 @@ def load_client(environ: Mapping[str, str], flags: Mapping[str, str] | None = No
     cacert = source.path("CACERT")
     if token_file is None:
         token_file = _local_token(source)
+    kubeconfig = source.text("KUBECONFIG") or environ.get("KUBECONFIG", "") or _home_kubeconfig(environ)
+    kube_context = source.text("KUBE_CONTEXT")
     source.raise_faults()
-    return ClientSettings(url, token_file, cacert)
+    return ClientSettings(url, token_file, cacert, kubeconfig, kube_context)
+
+
+def load_vault_address(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> VaultSettings:
+    """Return where Vault is, for whoever prepares it: how to log in is not judged."""
+    source = _Source(environ, flags or {})
+    where = _vault(source, login=False)
+    source.raise_faults()
+    return where
 
 
 def _local_token(source: _Source) -> Path | None:
@@ -223,6 +249,11 @@ def _local_token(source: _Source) -> Path | None:
         if os.access(folder / "admin.token", os.R_OK):
             return folder / "admin.token"
     return None
+
+
+def _home_kubeconfig(environ: Mapping[str, str]) -> str:
+    path = Path(environ.get("HOME") or "/nonexistent") / ".kube/config"
+    return str(path) if path.is_file() else ""
 
 
 def _settings(source: _Source, environ: Mapping[str, str]) -> Settings:
@@ -238,6 +269,7 @@ def _settings(source: _Source, environ: Mapping[str, str]) -> Settings:
         vault=_vault(source) if store is StoreKind.VAULT else None,
         kubeconfig=source.text("KUBECONFIG") or environ.get("KUBECONFIG", ""),
         kube_context=source.text("KUBE_CONTEXT"),
+        in_cluster=bool(environ.get("KUBERNETES_SERVICE_HOST")),
         log_level=source.choice("LOG_LEVEL", LogLevel, LogLevel.INFO) or LogLevel.INFO,
         log_format=log_format,
         doorbell_fd=source.number("DOORBELL_FD"),
@@ -267,16 +299,18 @@ def _tls(source: _Source) -> TlsFiles | None:
     return TlsFiles(cert, key)
 
 
-def _vault(source: _Source) -> VaultSettings:
+def _vault(source: _Source, *, login: bool = True) -> VaultSettings:
     address = source.url("VAULT_ADDR", "")
     if not address and not source.is_faulty("VAULT_ADDR"):
         source.fault("VAULT_ADDR", "is needed for the store `vault`, such as https://vault.example.com:8200")
     host = urlsplit(address).hostname or ""
     if address.startswith("http://") and not is_loopback(host):
-        source.warnings.append(f"{PREFIX}VAULT_ADDR: tokens and secrets travel to {host} in clear; use https")
+        source.fault("VAULT_ADDR", f"use https: tokens and secrets would travel to {host} in clear")
     role_id = source.text("VAULT_ROLE_ID")
     secret_id, token = source.path("VAULT_SECRET_ID_FILE"), source.path("VAULT_TOKEN_FILE")
-    if token is not None and (role_id or secret_id):
+    if not login:
+        role_id, secret_id, token = "", None, None
+    elif token is not None and (role_id or secret_id):
         source.fault(
             "VAULT_TOKEN_FILE", "is one way to log in, VAULT_ROLE_ID the other; set only one of them"
         )

@@ -134,10 +134,16 @@ def test_vault_settings() -> None:
     assert token.vault.token_file == Path("/run/t")
 
 
-def test_clear_text_to_vault_is_warned_about() -> None:
-    assert not load(VAULT | {"SECRETSVC_VAULT_ADDR": "http://127.0.0.1:8200"}).warnings
-    warned = load(VAULT | {"SECRETSVC_VAULT_ADDR": "http://vault:8200"}).warnings
-    assert "in clear" in warned[0]
+def test_clear_text_to_vault_is_for_this_machine_alone() -> None:
+    assert load(VAULT | {"SECRETSVC_VAULT_ADDR": "http://127.0.0.1:8200"}).vault is not None
+    with pytest.raises(ConfigurationError, match="in clear"):
+        load(VAULT | {"SECRETSVC_VAULT_ADDR": "http://vault:8200"})
+
+
+def test_a_cluster_comes_from_a_kubeconfig_or_from_the_pod() -> None:
+    assert not load({}).has_cluster
+    assert load({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).has_cluster
+    assert load({"KUBECONFIG": "/k"}).has_cluster
 
 
 def test_unknown_variables_are_warned_about_with_the_likely_name() -> None:
@@ -175,7 +181,7 @@ def test_a_named_token_file_beats_the_local_one(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_variable() -> None:
-    derived = {"vault", "tls", "warnings"}
+    derived = {"vault", "tls", "warnings", "in_cluster"}
     fields = {field.name.upper() for field in dataclasses.fields(settings.Settings)} - {
         name.upper() for name in derived
     }
