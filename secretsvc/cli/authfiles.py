@@ -1,0 +1,160 @@
+"""``secretsvc authfile``: auth files on the service's own machine, the host ``local``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from secretsvc.cli.client import Answer, segment
+from secretsvc.cli.credentials import deliveries_table
+from secretsvc.cli.output import aligned
+from secretsvc.cli.session import (
+    Group,
+    Session,
+    pass_session,
+    raise_failure,
+    raise_undelivered,
+    timeout_option,
+)
+from secretsvc.core.model import LOCAL_HOST, Dialect
+
+_NAME_LENGTH = 40
+_DIGEST_LENGTH = 8
+
+
+@click.group(cls=Group)
+def authfile() -> None:
+    """Auth files on this service's machine."""
+
+
+@authfile.command("write")
+@click.option("--credential", "credentials", multiple=True, required=True, help="May be repeated.")
+@click.option("--path", required=True, type=click.Path(path_type=Path), help="The auth file.")
+@click.option(
+    "--dialect",
+    type=click.Choice([known.value for known in Dialect]),
+    required=True,
+    help="Whose rules the file follows.",
+)
+@click.option("--name", help="The rule's name; by default made from the path.")
+@click.option("--replace", is_flag=True, help="Exactly these credentials, instead of these too.")
+@timeout_option()
+@pass_session
+def write(session: Session, /, path: Path, timeout: float, **given: Any) -> None:  # noqa: ANN401
+    r"""Keep credentials in an auth file, and in step with what is stored.
+
+    What else is in the file stays. The file is written by the service, so it must be on its machine.
+
+    \b
+    secretsvc authfile write --credential prod --path ./auth.json --dialect containers-auth
+    """
+    where = absolute(path)
+    session.terminal.note(f"auth file: {where}")
+    known = _rule_at(session, str(where))
+    name = given["name"] or (known["name"] if known else rule_name(str(where)))
+    credentials = list(given["credentials"])
+    if known is not None and known["name"] == name:
+        answer = _change(session, known, credentials, given["dialect"], replace=given["replace"])
+    else:
+        answer = session.api.call(
+            "POST", "/auth-files", _body(name, str(where), given["dialect"], credentials)
+        )
+    operation = session.follow(answer, f"writing {where}", timeout)
+    rows = list(session.api.items(f"{_path(name)}/deliveries"))
+    session.terminal.show({"rule": name, "items": rows}, lambda: deliveries_table(rows))
+    raise_undelivered(rows)
+    raise_failure(operation)
+
+
+@authfile.command("list")
+@pass_session
+def list_(session: Session) -> None:
+    """List auth files."""
+    items = list(session.api.items("/auth-files"))
+    session.terminal.show({"items": items}, lambda: _table(items))
+
+
+@authfile.command("get")
+@click.argument("name")
+@pass_session
+def get(session: Session, name: str) -> None:
+    """Show one auth file and how its target is."""
+    body = session.api.get(_path(name)).body
+    rows = list(session.api.items(f"{_path(name)}/deliveries"))
+    session.terminal.show({**body, "targets": rows}, lambda: f"{_table([body])}\n\n{deliveries_table(rows)}")
+
+
+@authfile.command("delete")
+@click.argument("name")
+@timeout_option()
+@pass_session
+def delete(session: Session, name: str, timeout: float) -> None:
+    """Take our entries out of an auth file, and forget it. What is not ours stays."""
+    answer = session.api.call("DELETE", _path(name), etag=session.api.get(_path(name)).etag)
+    raise_failure(session.follow(answer, f"taking {name}'s entries out", timeout))
+    session.terminal.note(f"auth file {name} is deleted")
+
+
+def absolute(path: Path) -> Path:
+    """Return an absolute path whose folder has no symbolic links; the file itself is not followed.
+
+    The service refuses links on the way to a file, so the folder is named by its real path.
+    """
+    plain = Path(os.path.normpath(path.expanduser().absolute()))
+    return plain.parent.resolve() / plain.name
+
+
+def rule_name(path: str) -> str:
+    """Return a name for the rule of a path: readable, always the same, and one per path."""
+    digest = hashlib.sha256(path.encode()).hexdigest()[:_DIGEST_LENGTH]
+    words = re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
+    return f"{words[-(_NAME_LENGTH - _DIGEST_LENGTH - 1) :].strip('-')}-{digest}".strip("-")
+
+
+def _rule_at(session: Session, path: str) -> dict[str, Any] | None:
+    return next((item for item in session.api.items("/auth-files") if item["path"] == path), None)
+
+
+def _change(
+    session: Session, known: Mapping[str, Any], credentials: list[str], dialect: str, *, replace: bool
+) -> Answer:
+    name = str(known["name"])
+    found = session.api.get(_path(name))
+    if not replace:
+        old = [name for name in found.body["credentials"] if name not in credentials]
+        credentials = old + credentials
+    body = _body(name, str(known["path"]), dialect, credentials) | {"keep": found.body.get("keep", False)}
+    if found.body["credentials"] == credentials and found.body["dialect"] == dialect:
+        return session.api.call("POST", f"{_path(name)}/sync")
+    return session.api.call("PUT", _path(name), body, etag=found.etag)
+
+
+def _body(name: str, path: str, dialect: str, credentials: list[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "hosts": {"names": [LOCAL_HOST]},
+        "path": path,
+        "dialect": dialect,
+        "credentials": credentials,
+    }
+
+
+def _table(items: list[dict[str, Any]]) -> str:
+    header = ("NAME", "PATH", "DIALECT", "CREDENTIALS", "SYNCED")
+    return aligned(header, [_row(item) for item in items])
+
+
+def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
+    counts = item.get("deliveries") or {}
+    synced = f"{counts.get('synced', 0)}/{counts.get('total', 1)}"
+    return (item["name"], item["path"], item["dialect"], item["credentials"], synced)
+
+
+def _path(name: str) -> str:
+    return f"/auth-files/{segment(name)}"

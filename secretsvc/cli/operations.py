@@ -1,0 +1,44 @@
+"""``secretsvc operation``: work that outlives a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from secretsvc.cli.client import segment
+from secretsvc.cli.output import aligned
+from secretsvc.cli.session import Group, Session, pass_session, raise_failure, timeout_option
+
+
+@click.group(cls=Group)
+def operation() -> None:
+    """Work that outlives a request."""
+
+
+@operation.command("get")
+@click.argument("identifier")
+@pass_session
+def get(session: Session, identifier: str) -> None:
+    """Show an operation."""
+    body = session.api.get(f"/operations/{segment(identifier)}").body
+    session.terminal.show(body, lambda: _table(body))
+
+
+@operation.command("wait")
+@click.argument("identifier")
+@timeout_option(300)
+@pass_session
+def wait(session: Session, identifier: str, timeout: float) -> None:
+    """Wait until an operation has settled."""
+    body = session.wait(identifier, "waiting for the operation", timeout)
+    session.terminal.show(body, lambda: _table(body))
+    raise_failure(body)
+
+
+def _table(body: dict[str, Any]) -> str:
+    progress = body.get("progress") or {}
+    error = body.get("error") or {}
+    header = ("KIND", "STATE", "DONE", "TOTAL", "ERROR")
+    row = (body["kind"], body["state"], progress.get("done"), progress.get("total"), error.get("message"))
+    return aligned(header, [row])

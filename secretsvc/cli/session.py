@@ -1,0 +1,176 @@
+"""What every command has at hand: the terminal, the settings' source, and the API.
+
+A command that starts an operation waits for it here, with progress, and says how to go on waiting when the
+wait ended or was interrupted: the operation does not stop with the command.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from secretsvc import settings
+from secretsvc.cli.client import Answer, ApiClient, segment
+from secretsvc.cli.exits import BadAnswer, PartlyDone, TimedOut
+from secretsvc.cli.output import OutputFormat, Terminal
+
+SETTLED = frozenset({"succeeded", "failed", "cancelled"})
+_POLL_S = 0.3
+_HOLD_S = 2
+"""How long the service may hold one look at an operation."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of the command line."""
+
+    terminal: Terminal
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    flags: dict[str, str] = field(default_factory=dict)
+    """What was given on the command line, by setting."""
+    allow_http: bool = False
+    _client: ApiClient | None = None
+
+    @property
+    def api(self) -> ApiClient:
+        """The API, connected to at the first call."""
+        if self._client is None:
+            found = settings.load_client(self.environ, self.flags)
+            self._client = ApiClient(found.url, found.token_file, found.cacert, allow_http=self.allow_http)
+        return self._client
+
+    def settings(self, flags: Mapping[str, str] | None = None) -> settings.Settings:
+        """Return the service's settings, with what a command was given besides."""
+        return settings.load(self.environ, self.flags | dict(flags or {}))
+
+    def follow(self, answer: Answer, what: str, timeout: float) -> dict[str, Any]:
+        """Wait until the operation that ``answer`` is about has settled; return it.
+
+        Raises `TimedOut` after ``timeout`` seconds.
+        """
+        return self.wait(operation_of(answer), what, timeout)
+
+    def wait(self, identifier: str, what: str, timeout: float) -> dict[str, Any]:
+        """Wait for an operation by its id, showing its progress."""
+        ends = time.monotonic() + timeout
+        hint = f"it goes on; see `secretsvc operation wait {identifier}`"
+        try:
+            with self.terminal.waiting(what) as say:
+                while True:
+                    operation: dict[str, Any] = self.api.get(
+                        f"/operations/{segment(identifier)}", wait=_HOLD_S
+                    ).body
+                    if operation["state"] in SETTLED:
+                        return operation
+                    say(what + _progress(operation))
+                    if time.monotonic() >= ends:
+                        raise TimedOut(f"{what}: not done after {timeout:g} s", hint=hint)
+                    time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            self.terminal.note(hint)
+            raise
+
+
+def operation_of(answer: Answer) -> str:
+    """Return the id of the operation that an answer is about: its Location, or the ``operation`` it names."""
+    body = answer.body if isinstance(answer.body, dict) else {}
+    named = body.get("operation")
+    if isinstance(named, str):
+        return named
+    if isinstance(named, dict):
+        return str(named["id"])
+    if "/operations/" in answer.location:
+        return answer.location.rpartition("/")[2]
+    return str(body["id"])
+
+
+def raise_failure(operation: Mapping[str, Any]) -> None:
+    """Raise what an operation failed of: `PartlyDone` when it got to some targets."""
+    if operation["state"] == "succeeded":
+        return
+    error = operation.get("error") or {}
+    done = (operation.get("progress") or {}).get("done") or 0
+    message = str(error.get("message") or f"the operation {operation['state']}")
+    kind = PartlyDone if done else BadAnswer
+    raise kind(message, hint=str(error.get("hint") or ""), code=str(error.get("code") or ""))
+
+
+def raise_undelivered(deliveries: list[dict[str, Any]]) -> None:
+    """Raise unless every target has what it should: `PartlyDone` when some have."""
+    bad = [row for row in deliveries if row["state"] not in ("synced", "removed")]
+    if not bad:
+        return
+    message = f"{len(bad)} of {len(deliveries)} targets do not have it"
+    kind = PartlyDone if len(bad) < len(deliveries) else BadAnswer
+    raise kind(message, hint="the reasons are in the table; secretsvc keeps trying")
+
+
+def _progress(operation: Mapping[str, Any]) -> str:
+    progress = operation.get("progress") or {}
+    if not progress.get("total"):
+        return f" ({operation['state']})"
+    return f" ({progress['done']} of {progress['total']} targets)"
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def timeout_option(default: float = 120) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--timeout``: how long a command waits."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait; what was asked for goes on after that.",
+    )
+
+
+def _set_format(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.ensure_object(Session).terminal.format = OutputFormat(value)
+
+
+def _set_quiet(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Session).terminal.quiet = True
+
+
+def output_options() -> list[click.Parameter]:
+    """Return ``-o`` and ``-q``, which may stand before or after a command's name."""
+    return [
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice([known.value for known in OutputFormat]),
+            expose_value=False,
+            callback=_set_format,
+            help="How data is printed.",
+        ),
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_quiet,
+            help="No progress and no remarks.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes ``-o`` and ``-q``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # click's own signature
+        super().__init__(*args, **kwargs)
+        self.params += output_options()
+
+
+class Group(click.Group):
+    """A group whose commands take ``-o`` and ``-q``."""
+
+    command_class = Command

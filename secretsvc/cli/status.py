@@ -1,0 +1,64 @@
+"""``secretsvc status``: everything on one screen; exit code 1 when something is unhealthy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from secretsvc.cli.client import ApiClient, segment
+from secretsvc.cli.credentials import deliveries_table
+from secretsvc.cli.credentials import table as credentials_table
+from secretsvc.cli.exits import BadAnswer
+from secretsvc.cli.output import aligned
+from secretsvc.cli.session import Command, Session, pass_session
+
+_RULES = (("pull-secrets", "pull_secrets"), ("auth-files", "auth_files"))
+
+
+@click.command("status", cls=Command)
+@pass_session
+def status(session: Session) -> None:
+    """Show registries, credentials and every target, with the reason of each.
+
+    Exits with 1 when a credential is not active or a target does not have what it should.
+    """
+    with session.terminal.waiting("reading the service's state"):
+        data = _read(session.api)
+    session.terminal.show(data, lambda: _screen(data))
+    if data["unhealthy"]:
+        raise BadAnswer(f"unhealthy: {', '.join(data['unhealthy'])}", hint="the table says why")
+
+
+def _read(api: ApiClient) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "registries": list(api.items("/registries")),
+        "credentials": list(api.items("/credentials")),
+    }
+    deliveries: list[dict[str, Any]] = []
+    for path, name in _RULES:
+        data[name] = list(api.items(f"/{path}"))
+        for rule in data[name]:
+            deliveries += api.items(f"/{path}/{segment(rule['name'])}/deliveries")
+    data["deliveries"] = deliveries
+    data["unhealthy"] = _unhealthy(data)
+    return data
+
+
+def _unhealthy(data: dict[str, Any]) -> list[str]:
+    credentials = [item for item in data["credentials"] if item["state"] != "active"]
+    targets = [row for row in data["deliveries"] if row["state"] not in ("synced", "removed")]
+    named = [f"credential {item['name']} is {item['state']}" for item in credentials]
+    if targets:
+        named.append(f"{len(targets)} of {len(data['deliveries'])} targets")
+    return named
+
+
+def _screen(data: dict[str, Any]) -> str:
+    registries = [(item["name"], item["host"], item["kind"]) for item in data["registries"]]
+    parts = [
+        ("REGISTRIES", aligned(("NAME", "HOST", "KIND"), registries) if registries else "none"),
+        ("CREDENTIALS", credentials_table(data["credentials"]) if data["credentials"] else "none"),
+        ("TARGETS", deliveries_table(data["deliveries"])),
+    ]
+    return "\n\n".join(f"{title}\n{text}" for title, text in parts)

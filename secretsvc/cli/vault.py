@@ -1,0 +1,46 @@
+"""``secretsvc vault``: prepare Vault or OpenBao, by an admin token from standard input or a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from secretsvc import wiring
+from secretsvc.cli.session import Group, Session, pass_session
+from secretsvc.cli.values import no_value_arguments, read_value
+from secretsvc.settings import load_vault_address
+
+
+@click.group(cls=Group)
+def vault() -> None:
+    """Prepare Vault or OpenBao."""
+
+
+@vault.command("bootstrap")
+@click.option("--address", metavar="URL", help="Where it is [SECRETSVC_VAULT_ADDR].")
+@click.option("--mount", help="The KV v2 mount to make [SECRETSVC_VAULT_MOUNT, secretsvc].")
+@click.option(
+    "--secret-id-dir",
+    type=click.Path(path_type=Path),
+    help="Make a secret id for each role, in files of mode 0600 here.",
+)
+@no_value_arguments
+@pass_session
+def bootstrap(session: Session, address: str | None, mount: str | None, secret_id_dir: Path | None) -> None:
+    r"""Make the mount, the policies and the AppRoles that secretsvc needs. Doing it again changes nothing.
+
+    \b
+    secretsvc vault bootstrap --address https://vault.example.com:8200 < admin-token
+    """
+    given = {"VAULT_ADDR": address, "VAULT_MOUNT": mount}
+    flags = session.flags | {name: value for name, value in given.items() if value}
+    where = load_vault_address(session.environ, flags)
+    token = read_value(f"Admin token of {where.address}")
+    with session.terminal.waiting(f"preparing {where.address}"):
+        report = wiring.bootstrap_vault(where, token, secret_id_dir)
+    files = {role: str(path) for role, path in report.secret_id_files.items()}
+    data = {"done": list(report.lines), "role_ids": dict(report.role_ids), "secret_id_files": files}
+    lines = [*report.lines, "", *(f"role id of {role}: {name}" for role, name in report.role_ids.items())]
+    lines += [f"secret id of {role}: {path}" for role, path in files.items()]
+    session.terminal.show(data, lambda: "\n".join(lines))
