@@ -11,6 +11,7 @@ are templates, and credentials are names that an admin gave.
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_FRESH_S = 5.0
 CREDENTIAL_STATES = ("unverified", "active", "invalid", "expired", "stale")
 
 
@@ -53,12 +55,18 @@ class Metrics:
 
     Args:
         version: of this program.
-        snapshot: returns the state; called once per scrape, must not raise.
+        snapshot: returns the state; must not raise. Asked at most once in 5 s, since anybody may scrape.
+        monotonic: seconds that only rise.
     """
 
-    def __init__(self, version: str, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self,
+        version: str,
+        snapshot: Callable[[], Snapshot],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_StateCollector(version, snapshot))
+        self._registry.register(_StateCollector(version, _Kept(snapshot, monotonic)))
         self._durations = Histogram(
             "secretsvc_http_request_duration_seconds",
             "Time from a request's arrival to its answer.",
@@ -89,6 +97,23 @@ class Metrics:
     def render(self) -> bytes:
         """Return everything in the text format, of the type `CONTENT_TYPE`."""
         return generate_latest(self._registry)
+
+
+class _Kept:
+    """Asks for a snapshot no more often than every 5 s."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], monotonic: Callable[[], float]) -> None:
+        self._snapshot = snapshot
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._kept: tuple[float, Snapshot] | None = None
+
+    def __call__(self) -> Snapshot:
+        with self._lock:
+            now = self._monotonic()
+            if self._kept is None or now - self._kept[0] >= _FRESH_S:
+                self._kept = now, self._snapshot()
+            return self._kept[1]
 
 
 class _StateCollector(Collector):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from flask import Flask, Response, g, request
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import UnsupportedMediaType
 
 from secretsvc.core.ident import is_name
@@ -62,6 +63,8 @@ def create_app(given: Services) -> Flask:
         PROVIDE_AUTOMATIC_OPTIONS=False,
         PROPAGATE_EXCEPTIONS=False,
     )
+    if isinstance(app.json, DefaultJSONProvider):
+        app.json.sort_keys = False  # answers keep their schema's order, which reads better
     attach(app, given)
     app.before_request(_begin)
     app.before_request(Guard(Throttle(given.desk.clock)))
@@ -107,20 +110,15 @@ def _finish(response: Response) -> Response:
         if request.endpoint in PUBLIC and response.status_code < HTTPStatus.BAD_REQUEST
         else _log.info
     )
+    name = (request.view_args or {}).get("name", "")
     write(
         "http.request",
         method=method,
         route=route,
-        name=_name(),
+        **({"name": name} if is_name(name) else {}),
         status=response.status_code,
         duration_ms=round(seconds * 1000, 1),
         actor=caller_name(),
         source=request.remote_addr or "",
     )
     return response
-
-
-def _name() -> str:
-    """Return the record's name in the path, if it is one."""
-    name = (request.view_args or {}).get("name", "")
-    return name if is_name(name) else ""

@@ -42,6 +42,7 @@ _PLAIN = r"^[^\x00-\x1f\x7f-\x9f]*$"
 _NO_COLON = r"^[^:\x00-\x1f\x7f-\x9f]*$"
 _DURATION = r"^[1-9][0-9]{0,8}[smhd]$"
 _OPERATION = r"^[0-9a-z-]{1,80}$"
+_MOST_LABELS = 32
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SHORTEST_TOKEN = timedelta(minutes=1)
 _LONGEST_TOKEN = timedelta(days=3650)
@@ -213,11 +214,17 @@ class NewRegistry(RegistryChange):
 # --- Credentials ----------------------------------------------------------------------------------
 
 
+def _check_labels(labels: dict[str, str]) -> None:
+    if len(labels) > _MOST_LABELS:
+        raise ValidationError(f"A credential has at most {_MOST_LABELS} labels.")
+
+
 def _labels(**kwargs: Any) -> fields.Dict:  # noqa: ANN401
     return fields.Dict(
         keys=_matching(_LABEL, "A label's name has letters, digits and . _ / - between them.", 63),
         values=_plain(255),
-        validate=validate.Length(max=32),
+        validate=_check_labels,
+        metadata={"maxProperties": _MOST_LABELS},
         **kwargs,
     )
 
