@@ -101,6 +101,19 @@ class MemoryStore:
     def close(self) -> None:
         self.failure = StoreUnavailable("the store is closed")
 
+    def documents(self) -> dict[tuple[str, str], Stored[Any]]:
+        """Return everything that is stored, to be put back with `reset`."""
+        with self._lock:
+            return dict(self._documents)
+
+    def reset(self, documents: dict[tuple[str, str], Stored[Any]]) -> None:
+        """Go back to what was stored, and forget what was read and written since."""
+        with self._lock:
+            self._documents = dict(documents)
+        self.failure = None
+        self.reads.clear()
+        self.writes.clear()
+
     def _key(self, kind: type[Record], name: str) -> tuple[str, str]:
         self._check()
         if not is_document_name(name):

@@ -29,7 +29,7 @@ T = TypeVar("T")
 Answer = tuple[Any, int, dict[str, str]]
 """What a view returns: something its answer schema dumps, the status, and headers."""
 
-_TAG = re.compile(r"v([0-9]{1,18})\Z")
+_TAG = re.compile(r'"v([0-9]{1,18})"\Z')
 _NO_VERSION = -1
 
 
@@ -43,13 +43,10 @@ def tag(version: int) -> dict[str, str]:
 
 def expected_version() -> int | None:
     """Return the version that ``If-Match`` names, None when any will do, -1 when none can match."""
-    if "If-Match" not in request.headers:
+    wished = request.headers.get("If-Match")
+    if wished is None or wished.strip() == "*":
         return None
-    wished = request.if_match
-    if wished.star_tag:
-        return None
-    tags = wished.as_set()
-    match = _TAG.match(next(iter(tags))) if len(tags) == 1 else None
+    match = _TAG.match(wished.strip())
     return int(match.group(1)) if match is not None else _NO_VERSION
 
 

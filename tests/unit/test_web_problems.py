@@ -1,0 +1,90 @@
+"""Every error is a problem, from one table."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from secretsvc.core import errors
+from secretsvc.core.errors import SecretsvcError
+from secretsvc.core.model import Outcome
+from secretsvc.web.problems import NOT_ASKED, STATUSES, status_of
+from tests.fakes import verdict_of
+from tests.serving import CANARY, Serving
+
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, SecretsvcError) and kind.__module__ == errors.__name__
+]
+FIELDS = {"type", "title", "status", "detail", "code", "request_id", "errors", "retryable", "hint"}
+
+
+def test_the_table_names_every_class_of_errors_and_no_other() -> None:
+    assert set(STATUSES) == set(CLASSES)
+    assert len(CLASSES) > 15
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_becomes_a_whole_problem(kind: type[SecretsvcError]) -> None:
+    serving = Serving()
+    verdict = verdict_of(Outcome.INVALID)
+    error = errors.NotProved("no", verdict) if kind is errors.NotProved else kind("what is wrong")
+    serving.store.failure = error
+    answer = serving.call("GET", "/tokens", who="admin")
+    assert answer.status_code == STATUSES[kind]
+    assert answer.content_type == "application/problem+json"
+    assert answer.json is not None
+    assert set(answer.json) >= FIELDS
+    assert answer.json["status"] == answer.status_code
+    assert answer.json["hint"]
+    assert answer.json["code"] == error.code
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_a_refused_value_is_422_and_an_unasked_registry_503(outcome: Outcome) -> None:
+    error = errors.NotProved("no", verdict_of(outcome))
+    assert status_of(error) == (503 if outcome in NOT_ASKED else 422)
+
+
+def test_a_subclass_has_its_parents_status() -> None:
+    class TargetSulking(errors.TargetChanged):
+        pass
+
+    assert status_of(TargetSulking("x")) == STATUSES[errors.TargetChanged]
+
+
+def test_what_nobody_foresaw_tells_and_logs_no_message() -> None:
+    serving = Serving()
+    serving.store.failure = RuntimeError(f"boom {CANARY}")  # type: ignore[assignment]
+    answer = serving.call("GET", "/tokens")
+    assert answer.status_code == 500
+    assert answer.json is not None
+    assert answer.json["code"] == "InternalError"
+    assert CANARY not in answer.get_data(as_text=True)
+    text = serving.logs.getvalue()
+    assert '"event": "request.crashed"' in text
+    assert "RuntimeError" in text
+    assert answer.json["request_id"] in text
+    assert CANARY not in text
+
+
+def test_a_store_that_is_away_says_when_to_come_back() -> None:
+    serving = Serving()
+    serving.store.failure = errors.StoreUnavailable("sealed", hint="unseal it")
+    answer = serving.call("GET", "/credentials")
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "5"
+    assert answer.json is not None
+    assert answer.json["retryable"] is True
+
+
+def test_a_rate_limited_registry_says_when_to_come_back() -> None:
+    serving = Serving()
+    serving.add_registry()
+    later = serving.clock.now.replace(minute=2)
+    serving.prover.answer = verdict_of(Outcome.RATE_LIMITED, retry_at=later)
+    answer = serving.add_credential()
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "120"
