@@ -13,8 +13,10 @@ module does no I/O and knows no store.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn, cast
 
 from cattrs import Converter
@@ -149,7 +151,8 @@ def _read_mapping(converter: Converter) -> Callable[[Any, Any], Any]:
 def _made() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=False)
     for plain in (str, int, bool):
-        converter.register_structure_hook(plain, _exactly(plain))
+        # By identity: a hook for a class is one for its subclasses too, and a StrEnum would stay a str.
+        converter.register_structure_hook_func(partial(operator.is_, plain), _exactly(plain))
     converter.register_structure_hook(Secret, lambda value, _: Secret(_exactly(str)(value, str)))
     converter.register_unstructure_hook(Secret, Secret.reveal)
     converter.register_structure_hook(datetime, _read_time)
