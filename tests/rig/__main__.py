@@ -33,6 +33,8 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
     """Start everything below ``folder``; yield the environment that finds it."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
+    for name in ("kube", "openbao"):
+        (folder / name).mkdir(exist_ok=True)
     passwords = {name: folder / f"{name}-password" for name in ("first", "second", "wrong")}
     for path in passwords.values():
         path.write_text(secrets.token_urlsafe(24) + "\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.rig.build import kube_binaries
+from tests.rig.ports import free_port
 
 _READY_WITHIN = 90.0
 _CONTROLLERS = (
@@ -45,14 +45,6 @@ Rules = list[dict[str, list[str]]]
 
 class RigFailed(Exception):
     """A program of the rig did not become ready; the message ends with its log."""
-
-
-def free_port() -> int:
-    """Return a loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(what: str, holds: Callable[[], bool], within: float = _READY_WITHIN) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from secretsvc.store.bootstrap import BootstrapReport, bootstrap
 from secretsvc.store.vault import VaultStore
 from secretsvc.store.vaultlink import VaultAddress
 from secretsvc.store.vaultlogin import AppRole
+from tests.rig.ports import free_port
 
 _READY_SECONDS = 60.0
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -42,14 +42,6 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class RigError(Exception):
     """A server of the rig did not do what the rig needs."""
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class OpenBao:
@@ -157,11 +149,12 @@ class OpenBao:
         self, method: str, path: str, body: dict[str, Any] | None = None, *, token: str | None = None
     ) -> tuple[int, dict[str, Any]]:
         """Make one request (with the root token, unless given another); return status and JSON body."""
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         request = urllib.request.Request(
             f"{self.address}/v1/{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"X-Vault-Token": self.root_token if token is None else token},
+            headers={"X-Vault-Token": self.root_token if token is None else token, "Content-Type": kind},
         )
         try:
             with _OPENER.open(request, timeout=20) as response:

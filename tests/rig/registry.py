@@ -11,7 +11,6 @@ import http.client
 import io
 import json
 import os
-import socket
 import subprocess
 import tarfile
 import time
@@ -23,6 +22,7 @@ from typing import Any, Self
 import bcrypt
 
 from tests.rig.build import build, crane
+from tests.rig.ports import free_port
 
 _MODULE = Path(__file__).resolve().parent / "registry"
 _PACKAGE = "github.com/distribution/distribution/v3/cmd/registry"
@@ -163,14 +163,6 @@ def _write_users(htpasswd: Path, users: dict[str, str]) -> None:
     fresh = htpasswd.with_suffix(".new")
     fresh.write_text("".join(f"{line}\n" for line in users.values()))
     fresh.replace(htpasswd)
-
-
-def free_port() -> int:
-    """Return a loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def basic(user: str, password: str) -> str:

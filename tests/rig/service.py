@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.rig.kube import free_port
+from tests.rig.ports import free_port
 
 _READY_WITHIN = 60.0
 _STOPS_WITHIN = 30.0
