@@ -40,7 +40,7 @@ from secretsvc.core.ident import is_document_name
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import Clock, R, Record, Stored
 from secretsvc.store import codec
-from secretsvc.store.vaultlink import BOOTSTRAP, Answer, Door, VaultAddress, VaultLink
+from secretsvc.store.vaultlink import ANSWER_SECONDS, BOOTSTRAP, Answer, Door, VaultAddress, VaultLink
 from secretsvc.store.vaultlogin import LoginMethod, Ticks, VaultLogin
 
 FRESH_SECONDS: Final = 30.0
@@ -89,6 +89,7 @@ class VaultStore:
         clock: the present, for new documents' versions and removal marks.
         ticks: seconds that only rise, for the life of tokens and of what was seen.
         sleep: waits that many seconds.
+        answer_seconds: how long Vault may be silent before it counts as away.
     """
 
     def __init__(
@@ -99,12 +100,13 @@ class VaultStore:
         *,
         ticks: Ticks = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._where = where
         self._clock = clock
         self._ticks = ticks
         self._sleep = sleep
-        self._link = VaultLink(where)
+        self._link = VaultLink(where, answer_seconds=answer_seconds)
         self._login = VaultLogin(self._link, method, ticks)
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], _Seen] = {}
@@ -127,7 +129,7 @@ class VaultStore:
         try:
             written = self._write(type(record), name, fields, number)
         except StoreDenied:  # Vault asks for the right to update before it looks at cas
-            if expected == 0 and name in self.names(type(record)):
+            if expected == 0 and self._is_listed(type(record), name):
                 raise _conflict(type(record), name) from None
             raise
         self._remember(type(record), name, _Found(base, written, text=text))
@@ -283,6 +285,12 @@ class VaultStore:
         if answer.status == HTTPStatus.BAD_REQUEST and answer.says(_CAS_LOST):
             raise _conflict(kind, name)
         raise self._link.refusal(answer, f"writing {kind.KIND}/{name}")
+
+    def _is_listed(self, kind: type[Record], name: str) -> bool:
+        try:
+            return name in self.names(kind)
+        except StoreDenied:
+            return False
 
     def _delete(self, kind: type[Record], name: str) -> None:
         answer = self._ask(

@@ -151,10 +151,11 @@ class Door:
 
 
 class VaultLink:
-    """Sends requests to one address. Used by many threads at once."""
+    """Sends requests to one address, and waits ``answer_seconds`` for each. Used by many threads at once."""
 
-    def __init__(self, where: VaultAddress) -> None:
+    def __init__(self, where: VaultAddress, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         self.where = where
+        self._answer_seconds = answer_seconds
         self._session = _session(where.cacert)
 
     def door(self, token: Secret | None = None, *, namespaced: bool = True) -> Door:
@@ -167,7 +168,7 @@ class VaultLink:
             base_uri=self.where.address.rstrip("/"),
             token=token.reveal() if token is not None else None,
             verify=self._session.verify,
-            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+            timeout=(CONNECT_SECONDS, self._answer_seconds),
             allow_redirects=False,
             session=self._session,
             namespace=(self.where.namespace or None) if namespaced else None,
