@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from secretsvc.core.delivery import SECRET_TYPE
 from secretsvc.core.errors import TargetChanged, TargetMissing, TargetUnreachable
@@ -24,11 +24,13 @@ from secretsvc.core.model import Secret
 from secretsvc.core.ports import LiveSecret, SecretMetadata, WantedSecret
 from secretsvc.delivery.kubeapi import KubeApi, segment
 
+T = TypeVar("T")
+
 FIELD_MANAGER = "secretsvc"
 _DATA_KEY: Final = ".dockerconfigjson"
 _APPLY: Final = "application/apply-patch+yaml"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-_PAGE: Final = 500
+_PAGE_SIZE: Final = 500
 _NEVER_A_VERSION: Final = "1"
 """etcd's first revision, before any write. An apply that carries it creates what is not there and conflicts
 with anything that is: the only apply that never writes over what exists, our own included."""
@@ -50,7 +52,7 @@ class ClusterTarget:
         """Return the uid of the namespace kube-system."""
         path = "/api/v1/namespaces/kube-system"
         _, namespace = await self._api.request("GET", path, about="namespace kube-system")
-        return _metadata(namespace).uid
+        return self._understood(_metadata, namespace).uid
 
     async def version(self) -> str:
         """Return the server's version, such as ``v1.36.3``."""
@@ -64,10 +66,10 @@ class ClusterTarget:
     async def secrets_named(self, name: str) -> dict[str, SecretMetadata]:
         """Return the metadata of every Secret called ``name``, by namespace; pages of 500."""
         found: dict[str, SecretMetadata] = {}
-        page = {"fieldSelector": f"metadata.name={name}", "limit": str(_PAGE)}
+        first = {"fieldSelector": f"metadata.name={name}", "limit": str(_PAGE_SIZE)}
         token = ""
         while True:
-            query = page | ({"continue": token} if token else {})
+            query = first | ({"continue": token} if token else {})
             _, listed = await self._api.request(
                 "GET",
                 "/api/v1/secrets",
@@ -75,8 +77,8 @@ class ClusterTarget:
                 query=query,
                 accept=_METADATA_LIST,
             )
-            found.update((item.namespace, item) for item in map(_metadata, listed.get("items") or []))
-            token = (listed.get("metadata") or {}).get("continue") or ""
+            items, token = self._understood(_page, listed)
+            found.update((item.namespace, item) for item in items)
             if not token:
                 return found
 
@@ -86,7 +88,7 @@ class ClusterTarget:
             _, secret = await self._api.request("GET", _path(namespace, name), about=_words(namespace, name))
         except TargetMissing:
             return None
-        return _live(secret)
+        return self._understood(_live, secret)
 
     async def apply_secret(self, wanted: WantedSecret, resource_version: str) -> LiveSecret:
         """Create (empty ``resource_version``) or update that very version; return what the server holds.
@@ -102,7 +104,7 @@ class ClusterTarget:
             body=_applied(wanted, resource_version or _NEVER_A_VERSION),
             content_type=_APPLY,
         )
-        live = _live(secret)
+        live = self._understood(_live, secret)
         if status == HTTPStatus.CREATED and not creating:
             await self.delete_secret(live.metadata)
             where = _words(wanted.namespace, wanted.name)
@@ -118,6 +120,17 @@ class ClusterTarget:
             await self._api.request("DELETE", path, about=about, body=options)
         except TargetMissing:
             return
+
+    def _understood(self, read: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T:
+        """Read an answer; one that is not shaped as Kubernetes shapes it comes from something else."""
+        try:
+            return read(answer)
+        except (KeyError, TypeError, AttributeError):
+            raise TargetUnreachable(
+                f"cluster {self.name}: what answers there is not a Kubernetes API server",
+                hint="check the server's URL, and any proxy or load balancer before it",
+                code="NotKubernetes",
+            ) from None
 
 
 def _path(namespace: str, name: str) -> str:
@@ -145,19 +158,24 @@ def _applied(wanted: WantedSecret, resource_version: str) -> dict[str, Any]:
     }
 
 
+def _page(listed: Mapping[str, Any]) -> tuple[list[SecretMetadata], str]:
+    """Return the items of one page and the token of the next; empty on the last."""
+    if listed["kind"] != "PartialObjectMetadataList":
+        raise TypeError
+    items = [_metadata(item) for item in listed["items"] or ()]
+    return items, str(listed["metadata"].get("continue") or "")
+
+
 def _metadata(item: Mapping[str, Any]) -> SecretMetadata:
-    try:
-        metadata = item["metadata"]
-        return SecretMetadata(
-            metadata.get("namespace", ""),
-            metadata["name"],
-            metadata["uid"],
-            metadata["resourceVersion"],
-            metadata.get("labels") or {},
-            metadata.get("annotations") or {},
-        )
-    except (KeyError, TypeError, AttributeError):
-        raise TargetUnreachable("an object without metadata was answered", code="NotKubernetes") from None
+    metadata = item["metadata"]
+    return SecretMetadata(
+        metadata.get("namespace", ""),
+        metadata["name"],
+        metadata["uid"],
+        metadata["resourceVersion"],
+        metadata.get("labels") or {},
+        metadata.get("annotations") or {},
+    )
 
 
 def _live(secret: Mapping[str, Any]) -> LiveSecret:

@@ -4,8 +4,8 @@ Rules of this module:
 
 - Where the API server is and who we are there comes from a kubeconfig (current or named context: client
   certificates, tokens, token files, exec plugins) or from the pod's service account, read by the official
-  package and read again every minute, so that rotated tokens and certificates are picked up. A bad reload
-  keeps the last good login; a 401 forces one.
+  package. It is read again every minute, so that rotated tokens and certificates are picked up, and after a
+  401. A reload that fails keeps the last good login. A plugin runs at the first request and after a 401.
 - Nothing is taken from the environment's proxy variables; redirects are not followed.
 - Every request that is sent here may be sent twice: the callers make them so (versions, preconditions,
   apply). Hence one more try on a connection that the server had closed, and on 429 and 503, for as long as
@@ -18,12 +18,15 @@ It knows no resource; `delivery.cluster` does. What an error answer means is tol
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import math
 import os
 import ssl
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from http import HTTPStatus
@@ -99,7 +102,6 @@ class _Login:
     """Who we are at which server, as it was read last."""
 
     server: str
-    configuration: Configuration = field(repr=False)
     authorization: Secret
     tls: ssl.SSLContext | None
     tls_digest: str
@@ -162,7 +164,7 @@ class _Kubeconfig:
     def _wrong(self, why: str, hint: str = "") -> ConfigurationError:
         return ConfigurationError(
             f"cluster {self._cluster}: kubeconfig {self._path}: {why}",
-            hint=hint or f"try: kubectl --kubeconfig {self._path} config view",
+            hint=hint or f"try: KUBECONFIG={self._path} kubectl config view",
             code="KubeconfigUnusable",
         )
 
@@ -209,7 +211,6 @@ def _login(configuration: Configuration) -> _Login:
     tls, digest = _tls(configuration) if parts.scheme == "https" else (None, "")
     return _Login(
         server,
-        configuration,
         _authorization(configuration),
         tls,
         digest,
@@ -281,7 +282,7 @@ class KubeApi:
         self.name = name
         self._source = source
         self._login = login
-        self._read_at: float | None = None
+        self._read_at = -math.inf
         self._reading = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
 
@@ -339,21 +340,13 @@ class KubeApi:
             now = asyncio.get_running_loop().time()
             if self._login is None:
                 self._login = await self._load()
-            elif self._read_at is not None and now - self._read_at >= _RELOAD_EVERY:
-                self._login = await self._reread(self._login)
-            elif self._read_at is not None:
+            elif now - self._read_at >= _RELOAD_EVERY and not self._source.plugin:
+                with suppress(TargetUnreachable):
+                    self._login = _keep_tls(await self._load(), self._login)
+            else:
                 return self._login
             self._read_at = now
             return self._login
-
-    async def _reread(self, login: _Login) -> _Login:
-        if self._source.plugin:  # the official package runs the plugin again when its token has expired
-            authorization = await asyncio.to_thread(_authorization, login.configuration)
-            return replace(login, authorization=authorization)
-        try:
-            return _keep_tls(await asyncio.to_thread(self._source.load), login)
-        except ConfigurationError:
-            return login
 
     async def _renewed_login(self, refused: _Login) -> _Login:
         """Return a login that is newer than one that was answered 401."""
@@ -443,8 +436,10 @@ class KubeApi:
             code, why = "TlsError", "its certificate does not verify, or it refuses our TLS"
         elif isinstance(exc, TimeoutError):
             code, why = "Timeout", "it does not answer in time"
+        elif isinstance(exc, aiohttp.ClientConnectorDNSError):
+            code, why = "NameUnknown", "its name does not resolve"
         elif isinstance(exc, aiohttp.ClientConnectorError):
-            code, why = "ConnectionFailed", exc.os_error.strerror or "it can not be connected to"
+            code, why = "ConnectionFailed", os.strerror(exc.os_error.errno or errno.EHOSTUNREACH)
         else:
             code, why = "ConnectionLost", "it broke off the conversation"
         return TargetUnreachable(f"cluster {self.name} at {where}: {why}", code=code)

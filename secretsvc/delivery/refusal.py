@@ -23,6 +23,7 @@ from secretsvc.core.errors import (
 )
 
 _MISSED_VERB = re.compile(r" cannot ([a-z]{1,20}) resource ")
+_WORD = re.compile(r"[\w.\-/\[\]]{1,120}")
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
 _INVALID = frozenset(
     {
@@ -100,14 +101,15 @@ class _Status:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> _Status:
-        details = answer.get("details") or {}
-        causes = details.get("causes") or []
+        details = _object(answer.get("details"))
+        listed = details.get("causes")
+        causes = [_object(cause) for cause in listed] if isinstance(listed, list) else []
         missed = _MISSED_VERB.search(str(answer.get("message", "")))
         return cls(
-            str(answer.get("reason", "")),
-            str(details.get("kind", "")),
-            tuple(dict.fromkeys(str(cause["field"]) for cause in causes if cause.get("field"))),
-            frozenset(str(cause.get("reason", "")) for cause in causes),
+            _word(answer.get("reason")),
+            _word(details.get("kind")),
+            tuple(dict.fromkeys(filter(None, (_word(cause.get("field")) for cause in causes)))),
+            frozenset(_word(cause.get("reason")) for cause in causes),
             missed[1] if missed else "",
         )
 
@@ -115,3 +117,13 @@ class _Status:
     def words(self) -> str:
         """The reason with the fields it is about."""
         return ": ".join(filter(None, (self.reason or "no reason given", ", ".join(self.fields))))
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """Return ``value`` if it is a JSON object, else an empty one: proxies answer all sorts of things."""
+    return value if isinstance(value, dict) else {}
+
+
+def _word(value: object) -> str:
+    """Return ``value`` if it looks like a name, so that no odd server puts its own text into our messages."""
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else ""
