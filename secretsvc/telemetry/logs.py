@@ -156,8 +156,10 @@ def _common() -> list[structlog.typing.Processor]:
 
 
 def _formatter(log_format: LogFormat, redactor: Redactor, *, colours: bool) -> logging.Formatter:
-    def strike_out_values(_logger: object, _method: str, line: Any) -> Any:  # noqa: ANN401  # structlog's own type
-        return redactor.clean(line)
+    """Strike out values twice: before rendering, which would escape them again, and in the finished line."""
+
+    def strike_out(_logger: object, _method: str, event: Any) -> Any:  # noqa: ANN401  # structlog's own type
+        return _cleaned(event, redactor)
 
     renderer: structlog.typing.Processor
     if log_format == "json":
@@ -169,10 +171,21 @@ def _formatter(log_format: LogFormat, redactor: Redactor, *, colours: bool) -> l
         foreign_pre_chain=_common(),
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            strike_out,
             renderer,
-            strike_out_values,
+            strike_out,
         ],
     )
+
+
+def _cleaned(value: Any, redactor: Redactor) -> Any:  # noqa: ANN401  # any field's value
+    if isinstance(value, str):
+        return redactor.clean(value)
+    if isinstance(value, Mapping):
+        return {name: _cleaned(inner, redactor) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(inner, redactor) for inner in value]
+    return value
 
 
 def _strike_out_by_name(

@@ -61,10 +61,10 @@ class _Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION = {**FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": RAISE}  # noqa: RUF012
 
     def load_json(self, req: Request, schema: Schema) -> Mapping[str, object]:
-        """Return the body as an object; no body is an empty object."""
+        """Return the body as an object; no body is an empty object, but a change must say what it changes."""
         del schema
         data = req.get_data(cache=False)
-        return read_object(data) if data else {}
+        return read_object(data) if data or req.method == "PATCH" else {}
 
     def handle_error(
         self,

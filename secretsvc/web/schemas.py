@@ -34,7 +34,8 @@ LARGEST_PAGE = 500
 
 _NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-_REGISTRY = r"^[A-Za-z0-9.:\[\]_-]*[A-Za-z0-9][A-Za-z0-9.:\[\]_-]*$"
+_HOST = r"^[^\x00-\x20/@?#\x7f-\xa0]*$"
+_NAME_OR_HOST = r"^([a-z0-9-]{1,40}|[^\x00-\x20/@?#\x7f-\xa0]*[.:][^\x00-\x20/@?#\x7f-\xa0]*)$"
 _REALM = r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$"
 _REPOSITORY = r"^[a-z0-9]+([._/-]+[a-z0-9]+)*$"
 _LABEL = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$"
@@ -159,6 +160,12 @@ class Input(Schema):
 # --- Registries -----------------------------------------------------------------------------------
 
 
+def _check_host(text: str) -> None:
+    """Refuse what names no host, such as ``[::]``: a registry is named after its host."""
+    if text and not any(character.isalnum() for character in text):
+        raise ValidationError("A host has letters or digits.")
+
+
 def _check_network(text: str) -> None:
     try:
         ipaddress.ip_network(text)
@@ -181,7 +188,14 @@ class RegistryChange(Input):
     """A registry's description. What is left out gets its default, which the kind may give."""
 
     name = _name()
-    host = _matching(_REGISTRY, "Write it like registry.example.com:5000.", 260, required=True)
+    host = fields.String(
+        required=True,
+        validate=[
+            validate.Length(min=1, max=260),
+            Pattern(_HOST, "Write it like registry.example.com:5000."),
+            _check_host,
+        ],
+    )
     kind = _word(RegistryKind, load_default=None, allow_none=True)
     insecure = Flag(load_default=False)
     ca = fields.String(load_default="", validate=[validate.Length(max=LONGEST_CA), _check_ca])
@@ -246,8 +260,13 @@ class NewCredential(Value):
     """A new credential with its value."""
 
     name = _name(required=True)
-    registry = _matching(
-        _REGISTRY, "Give a registry's name, or a host (with a dot or a port).", 260, required=True
+    registry = fields.String(
+        required=True,
+        validate=[
+            validate.Length(min=1, max=260),
+            Pattern(_NAME_OR_HOST, "Give a registry's name, or a host (with a dot or a port)."),
+            _check_host,
+        ],
     )
     type = _word(CredentialType, load_default=CredentialType.TOKEN)
     username = _username(required=True)
