@@ -13,10 +13,8 @@ module does no I/O and knows no store.
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, NoReturn, cast
 
 from cattrs import Converter
@@ -128,6 +126,11 @@ def _exactly(plain: type) -> Callable[[Any, type], Any]:
     return check
 
 
+def _read_text(value: Any, shape: type) -> Any:
+    """Take text, or a word of a `StrEnum`: a hook for str is one for its subclasses too."""
+    return shape(_exactly(str)(value, str))
+
+
 def _read_sequence(converter: Converter) -> Callable[[Any, Any], Any]:
     """Return a hook for ``tuple[X, ...]`` that takes a JSON array only: a string is not a sequence here."""
 
@@ -150,9 +153,9 @@ def _read_mapping(converter: Converter) -> Callable[[Any, Any], Any]:
 
 def _made() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=False)
-    for plain in (str, int, bool):
-        # By identity: a hook for a class is one for its subclasses too, and a StrEnum would stay a str.
-        converter.register_structure_hook_func(partial(operator.is_, plain), _exactly(plain))
+    converter.register_structure_hook(str, _read_text)
+    for plain in (int, bool):
+        converter.register_structure_hook(plain, _exactly(plain))
     converter.register_structure_hook(Secret, lambda value, _: Secret(_exactly(str)(value, str)))
     converter.register_unstructure_hook(Secret, Secret.reveal)
     converter.register_structure_hook(datetime, _read_time)
