@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeout
 
 from secretsvc.cli.exits import ApiProblem, TimedOut
@@ -154,14 +154,19 @@ class ApiClient:
                 f"{self.url} can not be trusted: its certificate does not verify",
                 hint="name the CA that signed it with --cacert or SECRETSVC_CACERT",
             ) from None
+        except NewConnectionError:  # urllib3 counts a refused connection among the timeouts
+            raise self._no_answer() from None
         except UrllibTimeout:
             raise TimedOut(f"{self.url} did not answer in time", hint="see `secretsvc doctor`") from None
         except HTTPError:
             # The exception may hold the request, whose header is the token.
-            raise NoAnswer(
-                f"nothing answers at {self.url}",
-                hint="start it (`make run`, or `secretsvc serve --with-worker`), or set SECRETSVC_URL",
-            ) from None
+            raise self._no_answer() from None
+
+    def _no_answer(self) -> NoAnswer:
+        return NoAnswer(
+            f"nothing answers at {self.url}",
+            hint="start it (`make run`, or `secretsvc serve --with-worker`), or set SECRETSVC_URL",
+        )
 
     def _answer(self, response: urllib3.BaseHTTPResponse) -> Answer:
         document = _decoded(response)

@@ -14,7 +14,7 @@ from secretsvc.cli.imports import import_
 from secretsvc.cli.output import aligned, verdict_lines
 from secretsvc.cli.session import Group, Session, pass_session, raise_failure, timeout_option
 from secretsvc.cli.values import no_value_arguments, read_value
-from secretsvc.core.model import CredentialType
+from secretsvc.core.model import CredentialType, Outcome
 
 _TYPES = [known.value for known in CredentialType]
 
@@ -66,7 +66,9 @@ def add(session: Session, /, name: str, timeout: float, **given: Any) -> None:  
     with session.terminal.waiting(f"proving {given['username']} at {given['registry']}"):
         answer = session.api.call("POST", "/credentials", body)
     tell_registered(session, answer.body)
-    current = _settle(session, name, answer, f"storing {name}", timeout)
+    if _goes_on(session, answer.body):
+        raise_failure(session.follow(answer, f"storing {name}", timeout))
+    current = session.api.get(_path(name)).body
     session.terminal.show(current, lambda: table([current]))
 
 
@@ -132,7 +134,8 @@ def rotate(session: Session, /, name: str, timeout: float, **given: Any) -> None
     with session.terminal.waiting(f"proving the new value of {name}"):
         answer = session.api.call("PUT", f"{_path(name)}/secret", body, etag=found.etag)
     tell_registered(session, answer.body)
-    _distribute(session, name, answer, f"replacing {name}", timeout)
+    if _goes_on(session, answer.body):
+        _distribute(session, name, answer, f"replacing {name}", timeout)
 
 
 @credential.command("rollback")
@@ -254,10 +257,16 @@ def _verdict_text(body: Mapping[str, Any]) -> list[str]:
     return ["\n".join(verdict_lines(verdict))] if verdict else []
 
 
-def _settle(session: Session, name: str, answer: Answer, what: str, timeout: float) -> dict[str, Any]:
-    raise_failure(session.follow(answer, what, timeout))
-    current: dict[str, Any] = session.api.get(_path(name)).body
-    return current
+def _goes_on(session: Session, body: Mapping[str, Any]) -> bool:
+    """Whether the value is put to use now; one that was only kept waits for its registry, and so would we."""
+    outcome = str((body.get("verdict") or {}).get("outcome", ""))
+    if outcome == Outcome.UNVERIFIABLE:
+        session.terminal.warn("the registry can not tell whether the value is right; it is used on your word")
+        return True
+    if not outcome.startswith(Outcome.VALID):
+        session.terminal.warn("the value is kept but not proved; it is used when its registry confirms it")
+        return False
+    return True
 
 
 def _distribute(session: Session, name: str, answer: Answer, what: str, timeout: float) -> None:
