@@ -164,3 +164,11 @@ def test_what_is_written_once_is_never_changed() -> None:
         codec.check_write("i", item, 1)
     with pytest.raises(StoreConflict):
         codec.check_write("u", History("u"), -1)
+
+
+def test_an_unknown_word_is_damaged() -> None:
+    principal = model.Principal("id", "ann", model.Role.ADMIN, "digest", NOW, "system")
+    assert codec.decode(model.Principal, "id", text_of(principal)).role is model.Role.ADMIN
+    for word in ("root", "ADMIN", "", 1, None, ["admin"]):
+        with pytest.raises(RecordDamaged):
+            codec.decode(model.Principal, "id", text_of(principal, role=word))
