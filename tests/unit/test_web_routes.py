@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import logging
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -16,10 +19,13 @@ from secretsvc.core.model import (
     Delivery,
     DeliveryState,
     DeliveryView,
+    Login,
     Observed,
     Outcome,
     PullSecretRule,
+    RegistrySpec,
 )
+from secretsvc.web.waiting import Patience
 from secretsvc.workflows.report import CREDENTIALS_VIEW, view_name
 from tests.serving import API, CANARY, Serving
 
@@ -503,3 +509,48 @@ def test_the_description_is_of_3_1_and_names_no_value_in_an_answer(serving: Serv
     assert len(set(identifiers)) == len(identifiers)
     served = {rule.rule for rule in serving.app.url_map.iter_rules() if rule.rule.startswith(API)}
     assert len(described["paths"]) == len(served)
+
+
+# --- While a request is being answered ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_library_that_logs_the_value_while_it_is_proved_is_struck_out(
+    serving: Serving, method: str
+) -> None:
+    body(serving.add_credential(), 201)
+
+    def chatty(_registry: RegistrySpec, login: Login) -> Outcome:
+        pair = base64.b64encode(f"{login.username}:{login.secret.reveal()}".encode()).decode()
+        logging.getLogger("urllib3.connectionpool").warning(
+            "sent %s as Basic %s", login.secret.reveal(), pair
+        )
+        return Outcome.VALID
+
+    serving.prover.answer = chatty
+    if method == "POST":
+        body(serving.add_credential("chatty"), 201)
+    else:
+        body(serving.call("PUT", "/credentials/prod/secret", json={"secret": CANARY}), 202)
+    assert "sent *** as Basic ***" in serving.logs.getvalue()
+    assert CANARY not in serving.logs.getvalue()
+
+
+def test_only_some_may_wait_at_once_and_a_seat_is_given_back() -> None:
+    seconds = [0.0]
+
+    def sleep(pause: float) -> None:
+        seconds[0] += pause
+
+    patience = Patience(sleep, lambda: seconds[0], threading.BoundedSemaphore(1))
+    answers: list[bool] = []
+
+    def done() -> bool:
+        answers.append(patience.until(lambda: True, 5))
+        return True
+
+    assert patience.until(done, 5)
+    assert answers == [False]
+    assert patience.until(lambda: True, 5)
+    assert not patience.until(lambda: False, 1)
+    assert patience.until(lambda: True, 5)
