@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, NoReturn, cast
 
 from cattrs import Converter
@@ -130,10 +129,6 @@ def _exactly(plain: type) -> Callable[[Any, type], Any]:
 def _read_text(value: Any, shape: type) -> Any:
     """Take text, or a word of a `StrEnum`: a hook for str is one for its subclasses too."""
     return shape(_exactly(str)(value, str))
-
-
-def _read_word(value: Any, words: type[StrEnum]) -> StrEnum:
-    return words(_exactly(str)(value, str))
 
 
 def _read_sequence(converter: Converter) -> Callable[[Any, Any], Any]:
