@@ -17,6 +17,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask, Request, request
 from marshmallow import RAISE, Schema, ValidationError
 from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from secretsvc.core.errors import FieldError, InvalidInput
@@ -64,6 +65,9 @@ class _Parser(FlaskParser):
         """Return the body as an object; no body is an empty object, but a change must say what it changes."""
         del schema
         data = req.get_data(cache=False)
+        if req.content_length is None and len(data) >= (req.max_content_length or 0):
+            # A chunked body is cut off at the limit without a word.
+            raise RequestEntityTooLarge
         return read_object(data) if data or req.method == "PATCH" else {}
 
     def handle_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from typing import Any
 
@@ -179,6 +180,19 @@ def test_bad_bodies(serving: Serving, data: bytes, content_type: str, status: in
         assert answer.content_type == "application/problem+json"
         assert_quiet(serving, answer)
     assert serving.store.writes == []
+
+
+@pytest.mark.parametrize(("size", "status"), [(60_000, 422), (64 * 1024, 413), (70_000, 413)])
+def test_a_chunked_body_has_the_same_limit(serving: Serving, size: int, status: int) -> None:
+    answer = serving.call(
+        "POST",
+        "/credentials",
+        input_stream=io.BytesIO(b"{}" + b" " * (size - 2)),
+        content_type="application/json",
+        headers={"Transfer-Encoding": "chunked"},
+        environ_overrides={"wsgi.input_terminated": True},
+    )
+    assert answer.status_code == status
 
 
 def test_a_registry_may_bring_a_bundle_but_nothing_else_may_be_that_large(serving: Serving) -> None:
