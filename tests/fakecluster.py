@@ -44,13 +44,14 @@ class FakeCluster:
         self._check()
         return self.secrets.get((namespace, name))
 
-    async def apply_secret(self, wanted: WantedSecret, resource_version: str) -> LiveSecret:
+    async def apply_secret(self, wanted: WantedSecret, found: SecretMetadata | None) -> LiveSecret:
         self._check()
         if wanted.namespace not in self.namespaces:
             raise TargetMissing(f"there is no namespace {wanted.namespace}", code="NamespaceMissing")
         key = (wanted.namespace, wanted.name)
         there = self.secrets.get(key)
-        if (there.metadata.resource_version if there else "") != resource_version:
+        expected = (found.uid, found.resource_version) if found else None
+        if ((there.metadata.uid, there.metadata.resource_version) if there else None) != expected:
             raise TargetChanged("somebody wrote it")
         uid = there.metadata.uid if there else f"secret-{next(self._counter)}"
         labels = {**(there.metadata.labels if there else {}), **wanted.labels}

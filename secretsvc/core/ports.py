@@ -143,11 +143,12 @@ class Cluster(Protocol):
         """Return one Secret, or None when it or its namespace does not exist."""
         ...
 
-    async def apply_secret(self, wanted: WantedSecret, resource_version: str) -> LiveSecret:
+    async def apply_secret(self, wanted: WantedSecret, found: SecretMetadata | None) -> LiveSecret:
         """Server-side apply; return what the server then holds.
 
-        With an empty ``resource_version`` it only creates: a Secret that another manager made meanwhile is
-        `TargetChanged`. Otherwise it updates that very version, by force over other field managers.
+        With ``found`` None it only creates: a Secret that somebody made meanwhile is `TargetChanged`.
+        Otherwise it updates that very object at that very version, by force over other field managers; one
+        that was changed, deleted or made anew since is `TargetChanged`.
         """
         ...
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from secretsvc.core.delivery import SECRET_TYPE
-from secretsvc.core.errors import TargetChanged, TargetMissing, TargetUnreachable
+from secretsvc.core.errors import TargetMissing, TargetUnreachable
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import LiveSecret, SecretMetadata, WantedSecret
 from secretsvc.delivery.kubeapi import KubeApi, segment
@@ -90,26 +89,24 @@ class ClusterTarget:
             return None
         return self._understood(_live, secret)
 
-    async def apply_secret(self, wanted: WantedSecret, resource_version: str) -> LiveSecret:
-        """Create (empty ``resource_version``) or update that very version; return what the server holds.
+    async def apply_secret(self, wanted: WantedSecret, found: SecretMetadata | None) -> LiveSecret:
+        """Create (``found`` None) or update that very object and version; return what the server holds.
 
-        An apply with a version creates anew what was deleted meanwhile, so that is undone.
+        An update carries the uid too: with a version alone, an apply creates anew what was deleted meanwhile.
         """
-        creating = not resource_version
-        status, secret = await self._api.request(
+        if found is None:
+            identity = {"resourceVersion": _NEVER_A_VERSION}
+        else:
+            identity = {"resourceVersion": found.resource_version, "uid": found.uid}
+        _, secret = await self._api.request(
             "PATCH",
             _path(wanted.namespace, wanted.name),
             about=_words(wanted.namespace, wanted.name),
-            query={"fieldManager": FIELD_MANAGER, "force": "false" if creating else "true"},
-            body=_applied(wanted, resource_version or _NEVER_A_VERSION),
+            query={"fieldManager": FIELD_MANAGER, "force": "false" if found is None else "true"},
+            body=_applied(wanted, identity),
             content_type=_APPLY,
         )
-        live = self._understood(_live, secret)
-        if status == HTTPStatus.CREATED and not creating:
-            await self.delete_secret(live.metadata)
-            where = _words(wanted.namespace, wanted.name)
-            raise TargetChanged(f"cluster {self.name}: {where}: somebody deleted it", code="DeletedMeanwhile")
-        return live
+        return self._understood(_live, secret)
 
     async def delete_secret(self, metadata: SecretMetadata) -> None:
         """Delete that very object (uid and resourceVersion); absent is success."""
@@ -141,7 +138,7 @@ def _words(namespace: str, name: str) -> str:
     return f"secret {name} in namespace {namespace}"
 
 
-def _applied(wanted: WantedSecret, resource_version: str) -> dict[str, Any]:
+def _applied(wanted: WantedSecret, identity: Mapping[str, str]) -> dict[str, Any]:
     value = base64.b64encode(wanted.dockerconfigjson.reveal().encode()).decode()
     return {
         "apiVersion": "v1",
@@ -151,7 +148,7 @@ def _applied(wanted: WantedSecret, resource_version: str) -> dict[str, Any]:
             "namespace": wanted.namespace,
             "labels": dict(wanted.labels),
             "annotations": dict(wanted.annotations),
-            "resourceVersion": resource_version,
+            **identity,
         },
         "type": SECRET_TYPE,
         "data": {_DATA_KEY: value},

@@ -237,10 +237,9 @@ class _NamespacePass:
         key = (self._rule.uid, wanted.namespace)
         decision = self._marker.decide(wanted, found, self._in_sync.get(key, ""))
         for _ in range(_ATTEMPTS):
-            version = found.resource_version if found is not None else ""
             if decision.action in (Action.CREATE, Action.UPDATE):
                 try:
-                    live = await self._cluster.apply_secret(wanted, version)
+                    live = await self._cluster.apply_secret(wanted, found)
                 except TargetChanged:
                     found, decision = await self._look_again(wanted)
                     continue

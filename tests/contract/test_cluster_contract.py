@@ -75,7 +75,7 @@ def metadata_of(secret: dict[str, Any]) -> SecretMetadata:
 
 
 def test_a_created_secret_is_what_was_wanted_and_wholly_ours(kube: KubeCluster, namespace: str) -> None:
-    live = talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), ""))
+    live = talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), None))
     there = kube.get_secret(namespace, NAME)
     assert there is not None
     assert there["type"] == live.type == SECRET_TYPE
@@ -89,11 +89,11 @@ def test_a_created_secret_is_what_was_wanted_and_wholly_ours(kube: KubeCluster, 
 
 def test_five_updates_keep_name_and_uid(kube: KubeCluster, namespace: str) -> None:
     async def update_often(cluster: Cluster) -> set[str]:
-        live = await cluster.apply_secret(wanted(namespace), "")
+        live = await cluster.apply_secret(wanted(namespace), None)
         uids = {live.metadata.uid}
         for number in range(5):
             wish = wanted(namespace, (VALUE_2, VALUE_1)[number % 2], counter=str(number))
-            live = await cluster.apply_secret(wish, live.metadata.resource_version)
+            live = await cluster.apply_secret(wish, live.metadata)
             assert live.dockerconfigjson == wish.dockerconfigjson
             uids.add(live.metadata.uid)
         return uids
@@ -107,8 +107,9 @@ def test_five_updates_keep_name_and_uid(kube: KubeCluster, namespace: str) -> No
 
 def test_an_apply_that_changes_nothing_keeps_the_version(kube: KubeCluster, namespace: str) -> None:
     async def apply_twice(cluster: Cluster) -> tuple[str, str]:
-        first = (await cluster.apply_secret(wanted(namespace), "")).metadata.resource_version
-        return first, (await cluster.apply_secret(wanted(namespace), first)).metadata.resource_version
+        first = (await cluster.apply_secret(wanted(namespace), None)).metadata
+        second = (await cluster.apply_secret(wanted(namespace), first)).metadata
+        return first.resource_version, second.resource_version
 
     first, second = talk(kube.kubeconfig, apply_twice)
     assert first == second
@@ -118,10 +119,10 @@ def test_an_update_takes_back_what_another_manager_changed(kube: KubeCluster, na
     path = f"/api/v1/namespaces/{namespace}/secrets/{NAME}"
 
     async def repair(cluster: Cluster) -> Secret | None:
-        await cluster.apply_secret(wanted(namespace), "")
+        await cluster.apply_secret(wanted(namespace), None)
         kube.patch(path, {"data": {".dockerconfigjson": "e30="}, "metadata": {"labels": {"theirs": "x"}}})
         found = (await cluster.secrets_named(NAME))[namespace]
-        live = await cluster.apply_secret(wanted(namespace), found.resource_version)
+        live = await cluster.apply_secret(wanted(namespace), found)
         assert live.metadata.labels["theirs"] == "x"
         return live.dockerconfigjson
 
@@ -149,15 +150,15 @@ def test_creating_never_touches_a_secret_made_meanwhile(
     kube.create_secret(namespace, NAME, data, type_)
     before = kube.get_secret(namespace, NAME)
     with pytest.raises(TargetChanged):
-        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), ""))
+        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), None))
     assert kube.get_secret(namespace, NAME) == before
 
 
 def test_creating_never_touches_what_our_own_other_leader_made(kube: KubeCluster, namespace: str) -> None:
     async def create_twice(cluster: Cluster) -> None:
-        await cluster.apply_secret(wanted(namespace, VALUE_2), "")
+        await cluster.apply_secret(wanted(namespace, VALUE_2), None)
         with pytest.raises(TargetChanged):
-            await cluster.apply_secret(wanted(namespace, VALUE_1), "")
+            await cluster.apply_secret(wanted(namespace, VALUE_1), None)
 
     talk(kube.kubeconfig, create_twice)
     there = kube.get_secret(namespace, NAME)
@@ -167,10 +168,10 @@ def test_creating_never_touches_what_our_own_other_leader_made(kube: KubeCluster
 
 def test_of_two_updates_of_one_version_only_the_first_is_made(kube: KubeCluster, namespace: str) -> None:
     async def race(cluster: Cluster) -> None:
-        version = (await cluster.apply_secret(wanted(namespace), "")).metadata.resource_version
-        await cluster.apply_secret(wanted(namespace, VALUE_2), version)
+        first = (await cluster.apply_secret(wanted(namespace), None)).metadata
+        await cluster.apply_secret(wanted(namespace, VALUE_2), first)
         with pytest.raises(TargetChanged):
-            await cluster.apply_secret(wanted(namespace, VALUE_1), version)
+            await cluster.apply_secret(wanted(namespace, VALUE_1), first)
 
     talk(kube.kubeconfig, race)
     there = kube.get_secret(namespace, NAME)
@@ -181,7 +182,7 @@ def test_of_two_updates_of_one_version_only_the_first_is_made(kube: KubeCluster,
 def test_many_creators_at_once_make_one_secret(kube: KubeCluster, namespace: str) -> None:
     async def race(cluster: Cluster) -> list[object]:
         wishes = [wanted(namespace, VALUE_1, writer=str(number)) for number in range(8)]
-        attempts = (cluster.apply_secret(wish, "") for wish in wishes)
+        attempts = (cluster.apply_secret(wish, None) for wish in wishes)
         return list(await asyncio.gather(*attempts, return_exceptions=True))
 
     outcomes = talk(kube.kubeconfig, race)
@@ -192,10 +193,10 @@ def test_many_creators_at_once_make_one_secret(kube: KubeCluster, namespace: str
 
 def test_an_update_does_not_bring_back_what_was_deleted(kube: KubeCluster, namespace: str) -> None:
     async def update_late(cluster: Cluster) -> None:
-        live = await cluster.apply_secret(wanted(namespace), "")
+        live = await cluster.apply_secret(wanted(namespace), None)
         await cluster.delete_secret(live.metadata)
         with pytest.raises(TargetChanged):
-            await cluster.apply_secret(wanted(namespace, VALUE_2), live.metadata.resource_version)
+            await cluster.apply_secret(wanted(namespace, VALUE_2), live.metadata)
 
     talk(kube.kubeconfig, update_late)
     assert kube.get_secret(namespace, NAME) is None
@@ -206,9 +207,8 @@ def test_our_marked_secret_made_anew_with_another_type_is_left_alone(
 ) -> None:
     made = kube.create_secret(namespace, NAME, {"x": "theirs"}, labels={"secretsvc.io/managed": "inst-1"})
     before = kube.get_secret(namespace, NAME)
-    version = metadata_of(made).resource_version
     with pytest.raises(TargetForbidden, match="type") as caught:
-        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), version))
+        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), metadata_of(made)))
     assert caught.value.code == "Invalid"
     assert kube.get_secret(namespace, NAME) == before
 
@@ -218,7 +218,7 @@ def test_our_marked_secret_made_anew_with_another_type_is_left_alone(
 
 def test_a_missing_namespace_is_a_missing_target(kube: KubeCluster) -> None:
     with pytest.raises(TargetMissing, match="no such namespace") as caught:
-        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted("nowhere"), ""))
+        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted("nowhere"), None))
     assert caught.value.code == "NamespaceMissing"
     assert talk(kube.kubeconfig, lambda cluster: cluster.read_secret("nowhere", NAME)) is None
 
@@ -236,7 +236,7 @@ def terminating(kube: KubeCluster, namespace: str) -> Iterator[str]:
 
 def test_a_terminating_namespace_is_a_missing_target(kube: KubeCluster, terminating: str) -> None:
     with pytest.raises(TargetMissing, match="being deleted") as caught:
-        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(terminating), ""))
+        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(terminating), None))
     assert caught.value.code == "NamespaceTerminating"
 
 
@@ -293,7 +293,7 @@ def test_an_absent_secret_reads_as_none(kube: KubeCluster, namespace: str) -> No
 
 def test_deleting_takes_that_very_object(kube: KubeCluster, namespace: str) -> None:
     async def delete(cluster: Cluster) -> None:
-        live = await cluster.apply_secret(wanted(namespace), "")
+        live = await cluster.apply_secret(wanted(namespace), None)
         await cluster.delete_secret(live.metadata)
         await cluster.delete_secret(live.metadata)  # absent is success
 
@@ -336,10 +336,10 @@ def test_rights_on_one_name_suffice_for_everything_we_do(kube: KubeCluster, name
     user = kube.user(named_only(NAME))
 
     async def deliver(cluster: Cluster) -> None:
-        live = await cluster.apply_secret(wanted(namespace), "")
+        live = await cluster.apply_secret(wanted(namespace), None)
         found = (await cluster.secrets_named(NAME))[namespace]
         assert found.resource_version == live.metadata.resource_version
-        live = await cluster.apply_secret(wanted(namespace, VALUE_2), found.resource_version)
+        live = await cluster.apply_secret(wanted(namespace, VALUE_2), found)
         assert await cluster.read_secret(namespace, NAME) == live
         await cluster.delete_secret(live.metadata)
 
@@ -364,13 +364,13 @@ def test_other_names_are_forbidden_and_the_error_says_what_to_grant(
 def test_the_missing_right_to_create_is_named(kube: KubeCluster, namespace: str) -> None:
     user = kube.user(named_only(NAME)[:1])
     with pytest.raises(TargetForbidden, match="may not create") as caught:
-        talk(user, lambda cluster: cluster.apply_secret(wanted(namespace), ""))
+        talk(user, lambda cluster: cluster.apply_secret(wanted(namespace), None))
     assert "'create'" in caught.value.hint
 
 
 def test_rights_in_one_namespace_do_not_list_all(kube: KubeCluster, namespace: str) -> None:
     user = kube.user(named_only(NAME), namespace)
-    live = talk(user, lambda cluster: cluster.apply_secret(wanted(namespace), ""))
+    live = talk(user, lambda cluster: cluster.apply_secret(wanted(namespace), None))
     assert live.dockerconfigjson == VALUE_1
     with pytest.raises(TargetForbidden):
         talk(user, lambda cluster: cluster.secrets_named(NAME))
@@ -386,7 +386,7 @@ def test_an_admission_rule_is_told_apart_from_missing_rights_and_not_quoted(
     matches = {"namespaceSelector": here, "resourceRules": [secrets]}
     kube.deny(namespace, {"matchConstraints": matches, "validations": [rule]}, DOCKERCONFIG)
     with pytest.raises(TargetForbidden, match="admission rule") as caught:
-        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), ""))
+        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wanted(namespace), None))
     assert caught.value.code == "AdmissionDenied"
     assert_not_quoted(caught.value)
 
@@ -402,7 +402,7 @@ def test_a_copied_secret_is_not_ours(kube: KubeCluster, namespace: str) -> None:
     async def judge_the_copy(cluster: Cluster) -> tuple[Action, str]:
         marker = Marker(keys, await cluster.identity())
         first = marker.wanted(rule, 1, namespace, {"c": 1}, VALUE_1)
-        live = await cluster.apply_secret(first, "")
+        live = await cluster.apply_secret(first, None)
         assert marker.decide(first, live.metadata, live.metadata.resource_version).action is Action.UNCHANGED
         marks = {"labels": dict(first.labels), "annotations": dict(first.annotations)}
         kube.create_secret(elsewhere, NAME, DOCKERCONFIG, SECRET_TYPE, **marks)
@@ -432,7 +432,7 @@ def test_a_round_of_decide_apply_and_compare_settles(kube: KubeCluster, namespac
                 decision = marker.compare(wish, live)
             reasons.append(decision.reason)
             if decision.action in {Action.CREATE, Action.UPDATE}:
-                live = await cluster.apply_secret(wish, found.resource_version if found else "")
+                live = await cluster.apply_secret(wish, found)
                 known = live.metadata.resource_version
             if step == 1:
                 kube.patch(path, {"data": {".dockerconfigjson": "e30="}})
@@ -449,7 +449,7 @@ def test_a_cluster_that_is_down_is_unreachable_and_comes_back(tmp_path: Path) ->
         cluster_of_its_own.create_namespace("a")
 
         async def live_through_it(cluster: Cluster) -> None:
-            live = await cluster.apply_secret(wanted("a"), "")
+            live = await cluster.apply_secret(wanted("a"), None)
             await asyncio.to_thread(cluster_of_its_own.stop_apiserver)
             with pytest.raises(TargetUnreachable) as caught:
                 await cluster.read_secret("a", NAME)
@@ -465,5 +465,5 @@ def test_a_cluster_that_is_down_is_unreachable_and_comes_back(tmp_path: Path) ->
 def test_errors_never_quote_the_value(kube: KubeCluster, namespace: str) -> None:
     wish = replace(wanted(namespace), name="Not A Name", dockerconfigjson=VALUE_1)
     with pytest.raises(TargetForbidden) as caught:
-        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wish, ""))
+        talk(kube.kubeconfig, lambda cluster: cluster.apply_secret(wish, None))
     assert_not_quoted(caught.value)
