@@ -35,7 +35,7 @@ from secretsvc.workflows.admit import Gatekeeper
 from secretsvc.workflows.records import Desk
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from wsgiref.types import WSGIApplication
 
     from secretsvc.delivery.cluster import ClusterTarget
     from secretsvc.store.bootstrap import BootstrapReport
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CLUSTER = "default"
 """The cluster that the settings give."""
+SECRET_VERBS = ("list", "get", "create", "patch", "delete")
+"""What delivering into namespaces needs to be allowed on Secrets."""
 LOCAL_ACTOR = "local"
 """Who acts when nobody called: the first start, and whoever may run commands as the service's user."""
 
@@ -203,7 +205,7 @@ def write_token(path: Path, token: Secret) -> None:
 # --- serve ----------------------------------------------------------------------------------------
 
 
-def serve_app(settings: Settings, redactor: Redactor, ring: Callable[[], None]) -> Flask:
+def serve_app(settings: Settings, redactor: Redactor, ring: Callable[[], None]) -> WSGIApplication:
     """Return the API as a WSGI application.
 
     Args:
@@ -302,6 +304,28 @@ def make_cluster(settings: Settings | ClientSettings) -> ClusterTarget:
 
     kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
     return ClusterTarget(connect(DEFAULT_CLUSTER, kubeconfig, settings.kube_context or None))
+
+
+async def cluster_rights(settings: Settings) -> dict[str, bool]:
+    """Ask the cluster what our account may do with Secrets, in all namespaces and whatever their name."""
+    from secretsvc.delivery.kubeapi import connect  # noqa: PLC0415  # see the module's rules
+
+    kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig else None
+    api = connect(DEFAULT_CLUSTER, kubeconfig, settings.kube_context or None)
+    rights = {}
+    try:
+        for verb in SECRET_VERBS:
+            body = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {"verb": verb, "resource": "secrets"}},
+            }
+            path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+            _, answer = await api.request("POST", path, about="our rights", body=body)
+            rights[verb] = bool(answer.get("status", {}).get("allowed"))
+    finally:
+        await api.close()
+    return rights
 
 
 def make_prover() -> RegistryProver:

@@ -150,11 +150,23 @@ async def _ask_cluster(settings: Settings) -> list[Finding]:
             hint = "give certificate-authority in the kubeconfig instead of insecure-skip-tls-verify"
             findings.append(Finding("cluster default", "warning", "its certificate is not verified", hint))
         findings.append(Finding("cluster identity", "ok", f"uid {await cluster.identity()}"))
+        findings.append(_rights(await wiring.cluster_rights(settings)))
     except SecretsvcError as exc:
         findings.append(_failed("cluster identity" if findings else "cluster default", exc))
     finally:
         await cluster.close()
     return findings
+
+
+def _rights(rights: dict[str, bool]) -> Finding:
+    denied = [verb for verb, allowed in rights.items() if not allowed]
+    if not denied:
+        return Finding("cluster rights", "ok", f"may {', '.join(rights)} Secrets")
+    hint = (
+        "grant them to our account; a role that is limited to the Secrets' names or namespaces is enough too"
+    )
+    message = f"may not {', '.join(denied)} Secrets of every name in every namespace"
+    return Finding("cluster rights", "warning", message, hint)
 
 
 # --- The API --------------------------------------------------------------------------------------

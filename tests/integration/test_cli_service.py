@@ -343,7 +343,16 @@ def test_doctor_is_content_with_a_working_service(shell: Shell) -> None:
     assert done.returncode == Exit.OK, done.stdout
     found = {row["check"]: row["severity"] for row in json.loads(done.stdout)["items"]}
     assert set(found.values()) == {"ok"}
-    assert {"store", "key file", "API token", "cluster default", "registry reg1"} <= set(found)
+    assert {"store", "key file", "API token", "cluster rights", "registry reg1"} <= set(found)
+
+
+def test_doctor_names_the_rights_that_the_account_lacks(shell: Shell, kube: KubeCluster) -> None:
+    rules = [{"apiGroups": [""], "resources": ["secrets", "namespaces"], "verbs": ["get", "list"]}]
+    environ = {"SECRETSVC_KUBECONFIG": str(kube.user(rules)), "SECRETSVC_DATA_DIR": "/nonexistent"}
+    done = shell.run("-o", "json", "doctor", "--local", **environ)
+    [found] = [row for row in json.loads(done.stdout)["items"] if row["check"] == "cluster rights"]
+    assert found["severity"] == "warning"
+    assert "may not create, patch, delete Secrets" in found["message"]
 
 
 def test_doctor_finds_a_service_that_is_away(shell: Shell) -> None:
