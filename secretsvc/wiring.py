@@ -260,7 +260,7 @@ class _ClusterProbe:
 
 def _snapshot(desk: Desk, reporter: Reporter) -> Snapshot:
     """Return the state for a scrape; a store that is away is a fact, not an error."""
-    from secretsvc.core.model import AuthFileRule, PullSecretRule  # noqa: PLC0415  # see the module's rules
+    from secretsvc.core.rules import AuthFileRule, PullSecretRule  # noqa: PLC0415  # see the module's rules
 
     try:
         credentials, seen_at = reporter.credentials()

@@ -14,7 +14,12 @@ from typing import Any
 
 from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreConflict, StoreUnavailable
 from secretsvc.core.ident import is_document_name
-from secretsvc.core.model import Login, Outcome, RegistrySpec, Verdict
+from secretsvc.core.model import (
+    Login,
+    Outcome,
+    RegistrySpec,
+    Verdict,
+)
 from secretsvc.core.ports import R, Record, Stored
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)

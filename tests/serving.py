@@ -11,6 +11,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from secretsvc.core import rotation
+from secretsvc.core.access import Role
 from secretsvc.core.errors import TargetUnreachable
 from secretsvc.core.model import (
     Candidate,
@@ -22,7 +23,6 @@ from secretsvc.core.model import (
     OperationKind,
     OperationState,
     Progress,
-    Role,
 )
 from secretsvc.core.ports import Stored
 from secretsvc.telemetry.logs import configure

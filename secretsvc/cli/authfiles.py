@@ -22,7 +22,10 @@ from secretsvc.cli.session import (
     raise_undelivered,
     timeout_option,
 )
-from secretsvc.core.model import LOCAL_HOST, Dialect
+from secretsvc.core.rules import (
+    LOCAL_HOST,
+    Dialect,
+)
 
 _NAME_LENGTH = 40
 _DIGEST_LENGTH = 8

@@ -14,7 +14,10 @@ from secretsvc.cli.imports import import_
 from secretsvc.cli.output import aligned, verdict_lines
 from secretsvc.cli.session import Group, Session, pass_session, raise_failure, timeout_option
 from secretsvc.cli.values import no_value_arguments, read_value
-from secretsvc.core.model import CredentialType, Outcome
+from secretsvc.core.model import (
+    CredentialType,
+    Outcome,
+)
 
 _TYPES = [known.value for known in CredentialType]
 

@@ -10,7 +10,7 @@ from secretsvc import wiring
 from secretsvc.cli.client import segment
 from secretsvc.cli.output import OutputFormat, aligned
 from secretsvc.cli.session import Group, Session, pass_session
-from secretsvc.core.model import Role
+from secretsvc.core.access import Role
 
 
 @click.group(cls=Group)

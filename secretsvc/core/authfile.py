@@ -26,8 +26,8 @@ from secretsvc.core.dockerconfig import (
     registry_host,
 )
 from secretsvc.core.errors import FieldError, InvalidInput
-from secretsvc.core.model import Dialect
 from secretsvc.core.ports import AuthEntry, AuthFileWish
+from secretsvc.core.rules import Dialect
 
 _READERS = {
     Dialect.CONTAINERS_AUTH: "podman, skopeo and CRI-O",

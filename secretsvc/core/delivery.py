@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from secretsvc.core.access import InstallationKeys
 from secretsvc.core.ident import is_ulid, keyed_digest, same_digest
-from secretsvc.core.model import InstallationKeys, PullSecretRule, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import LiveSecret, SecretMetadata, WantedSecret
+from secretsvc.core.rules import PullSecretRule
 
 MANAGED = "secretsvc.io/managed"
 """Label: the installation's id."""

@@ -20,7 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from secretsvc.core.errors import FieldError, InvalidInput
-from secretsvc.core.model import RegistryKind, RegistrySpec
+from secretsvc.core.model import (
+    RegistryKind,
+    RegistrySpec,
+)
 
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Generic, Protocol, TypeVar
 
-from secretsvc.core.model import Dialect, Login, RegistrySpec, Secret, Verdict
+from secretsvc.core.model import (
+    Login,
+    RegistrySpec,
+    Secret,
+    Verdict,
+)
+from secretsvc.core.rules import Dialect
 
 Clock = Callable[[], datetime]
 """Returns the present as an aware UTC time."""

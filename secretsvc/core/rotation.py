@@ -21,7 +21,6 @@ from secretsvc.core.model import (
     Candidate,
     CredentialSpec,
     CredentialState,
-    Delivery,
     Failure,
     Generation,
     Head,
@@ -33,11 +32,14 @@ from secretsvc.core.model import (
     Outcome,
     Phase,
     Progress,
-    PullSecretRule,
     RegistrySpec,
-    Rule,
     Stage,
     Verdict,
+)
+from secretsvc.core.rules import (
+    Delivery,
+    PullSecretRule,
+    Rule,
 )
 
 DISTRIBUTION_DEADLINE = timedelta(minutes=15)

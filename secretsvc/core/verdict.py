@@ -25,7 +25,10 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from secretsvc.core.model import Outcome, Secret
+from secretsvc.core.model import (
+    Outcome,
+    Secret,
+)
 
 if TYPE_CHECKING:
     from secretsvc.core.model import Login

@@ -25,7 +25,14 @@ from typing import Protocol
 from secretsvc.core import verdict as rules
 from secretsvc.core.challenge import Challenge, ChallengeError, parse_challenges
 from secretsvc.core.kinds import profile
-from secretsvc.core.model import Login, Outcome, RegistrySpec, Secret, Step, Verdict
+from secretsvc.core.model import (
+    Login,
+    Outcome,
+    RegistrySpec,
+    Secret,
+    Step,
+    Verdict,
+)
 from secretsvc.core.ports import Clock, Entropy
 from secretsvc.registries.hostfacts import HostFacts, Turns
 from secretsvc.registries.realm import RealmJudge, RealmRefused, registry_url

@@ -20,9 +20,16 @@ from typing import Any, NoReturn, cast
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
+from secretsvc.core.access import InstallationKeys
 from secretsvc.core.errors import RecordDamaged, StoreConflict, StoreDenied, StoreError
 from secretsvc.core.ident import is_document_name
-from secretsvc.core.model import FORMAT, Candidate, Generation, InboxItem, InstallationKeys, Secret
+from secretsvc.core.model import (
+    FORMAT,
+    Candidate,
+    Generation,
+    InboxItem,
+    Secret,
+)
 from secretsvc.core.ports import R, Record
 
 MAX_DOCUMENT_BYTES = 256 * 1024

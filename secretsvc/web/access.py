@@ -10,8 +10,11 @@ from typing import Any
 from flask import Response
 from marshmallow import fields
 
+from secretsvc.core.access import (
+    Principal,
+    Role,
+)
 from secretsvc.core.errors import NotFound
-from secretsvc.core.model import Principal, Role
 from secretsvc.web import schemas
 from secretsvc.web.answers import IssuedTokenAnswer, ListAnswer, OperationAnswer, TokenAnswer
 from secretsvc.web.exchange import Answer, ensure_operation_id, page

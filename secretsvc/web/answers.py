@@ -12,8 +12,11 @@ from typing import Any
 
 from marshmallow import Schema, fields, pre_dump, validate
 
-from secretsvc.core import model
-from secretsvc.core.model import CredentialSummary, DeliveryState
+from secretsvc.core import access, model, rules
+from secretsvc.core.rules import (
+    CredentialSummary,
+    DeliveryState,
+)
 from secretsvc.workflows.records import operation_id
 
 
@@ -252,7 +255,7 @@ class AuthFileAnswer(RuleAnswer):
     """An auth file."""
 
     path = _text(attribute="rule.path")
-    dialect = _text(model.Dialect, "rule.dialect")
+    dialect = _text(rules.Dialect, "rule.dialect")
     hosts = fields.Function(
         lambda row: {"names": list(row.rule.hosts)},
         required=True,
@@ -299,7 +302,7 @@ class DeliveryAnswer(Schema):
     rule_kind = fields.String(required=True, validate=validate.OneOf(["pull-secret", "auth-file"]))
     rule = _text()
     target = fields.Nested(TargetAnswer, required=True)
-    state = _text(model.DeliveryState)
+    state = _text(rules.DeliveryState)
     reason = _text()
     message = _text()
     generation = fields.Integer(required=True, allow_none=True)
@@ -314,7 +317,7 @@ class TokenAnswer(Schema):
     """A token's principal; the token itself is not kept."""
 
     name = _text()
-    role = _text(model.Role)
+    role = _text(access.Role)
     created_at = _time()
     created_by = _text()
     expires_at = _time(nullable=True)

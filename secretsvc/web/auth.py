@@ -18,8 +18,9 @@ from datetime import datetime, timedelta
 from flask import request
 from werkzeug.exceptions import TooManyRequests
 
+from secretsvc.core.access import Principal
 from secretsvc.core.errors import Unauthenticated
-from secretsvc.core.model import Principal, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import Clock
 from secretsvc.telemetry.logs import get_logger
 from secretsvc.web.services import admit, services

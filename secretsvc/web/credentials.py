@@ -13,7 +13,14 @@ from flask import Response
 from marshmallow import fields
 
 from secretsvc.core.errors import NotFound, NotProved, StoreError
-from secretsvc.core.model import CredentialSpec, CredentialSummary, Head, Login, OperationKind, Verdict
+from secretsvc.core.model import (
+    CredentialSpec,
+    Head,
+    Login,
+    OperationKind,
+    Verdict,
+)
+from secretsvc.core.rules import CredentialSummary
 from secretsvc.web import schemas
 from secretsvc.web.answers import (
     CredentialAnswer,

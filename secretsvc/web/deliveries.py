@@ -7,7 +7,11 @@ from datetime import datetime
 
 from marshmallow import fields
 
-from secretsvc.core.model import Component, DeliveryState, PullSecretRule
+from secretsvc.core.rules import (
+    Component,
+    DeliveryState,
+    PullSecretRule,
+)
 from secretsvc.web.answers import DeliveryAnswer, ListAnswer
 from secretsvc.workflows.report import DeliveryReport
 

@@ -19,7 +19,12 @@ from flask import Response, request
 
 from secretsvc.core.errors import FieldError, InvalidInput, NotFound, StoreError
 from secretsvc.core.ident import is_document_name
-from secretsvc.core.model import Operation, OperationKind, OperationState, Verdict
+from secretsvc.core.model import (
+    Operation,
+    OperationKind,
+    OperationState,
+    Verdict,
+)
 from secretsvc.web.openapi import PREFIX
 from secretsvc.web.services import principal, services
 from secretsvc.web.waiting import wished_wait

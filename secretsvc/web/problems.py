@@ -17,7 +17,10 @@ from werkzeug.exceptions import HTTPException
 
 from secretsvc.core import errors
 from secretsvc.core.errors import FieldError, InvalidInput, NotProved, SecretsvcError
-from secretsvc.core.model import Outcome, Verdict
+from secretsvc.core.model import (
+    Outcome,
+    Verdict,
+)
 from secretsvc.telemetry.logs import describe, get_logger
 from secretsvc.web.answers import VerdictAnswer
 from secretsvc.web.reading import Unreadable

@@ -10,7 +10,12 @@ from flask import Response
 from marshmallow import fields
 
 from secretsvc.core.errors import NotFound, StoreError
-from secretsvc.core.model import AuthFileRule, OperationKind, PullSecretRule, Rule
+from secretsvc.core.model import OperationKind
+from secretsvc.core.rules import (
+    AuthFileRule,
+    PullSecretRule,
+    Rule,
+)
 from secretsvc.web import schemas
 from secretsvc.web.answers import (
     AuthFileAnswer,

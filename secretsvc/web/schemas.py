@@ -21,8 +21,17 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
+from secretsvc.core.access import Role
 from secretsvc.core.ident import NAME_RULE
-from secretsvc.core.model import LOCAL_HOST, CredentialType, Dialect, RegistryKind, Role, Secret
+from secretsvc.core.model import (
+    CredentialType,
+    RegistryKind,
+    Secret,
+)
+from secretsvc.core.rules import (
+    LOCAL_HOST,
+    Dialect,
+)
 
 NAME_PATTERN = r"^[a-z0-9-]{1,40}$"
 LONGEST_SECRET = 16 * 1024

@@ -12,8 +12,8 @@ from typing import Protocol, cast
 
 from flask import Flask, current_app, g
 
+from secretsvc.core.access import Principal
 from secretsvc.core.errors import Unauthenticated
-from secretsvc.core.model import Principal
 from secretsvc.telemetry.metrics import Metrics
 from secretsvc.telemetry.redaction import Redactor
 from secretsvc.web.waiting import Patience

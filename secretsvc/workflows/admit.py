@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+from secretsvc.core.access import (
+    Principal,
+    Role,
+)
 from secretsvc.core.errors import Conflict, Forbidden, NotFound, StoreConflict, Unauthenticated
 from secretsvc.core.ident import same_digest
-from secretsvc.core.model import Principal, Role, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import AuditLog, Stored
 from secretsvc.core.tokens import ENTROPY_BYTES, is_well_formed, make_token, token_digest, token_id
 from secretsvc.workflows.records import Desk

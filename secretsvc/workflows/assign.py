@@ -14,16 +14,18 @@ from dataclasses import dataclass, replace
 from secretsvc.core import kinds
 from secretsvc.core.errors import Conflict, FieldError, InvalidInput
 from secretsvc.core.model import (
-    LOCAL_HOST,
-    AuthFileRule,
     CredentialSpec,
-    Dialect,
-    NamespaceSelection,
-    PullSecretRule,
     RegistrySpec,
     Verb,
 )
 from secretsvc.core.ports import AuditLog, Stored
+from secretsvc.core.rules import (
+    LOCAL_HOST,
+    AuthFileRule,
+    Dialect,
+    NamespaceSelection,
+    PullSecretRule,
+)
 from secretsvc.workflows.records import Desk, operation_id
 
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")

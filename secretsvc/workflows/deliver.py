@@ -20,13 +20,6 @@ from secretsvc.core.errors import (
     TargetMissing,
     TargetRefused,
 )
-from secretsvc.core.model import (
-    AuthFileRule,
-    Component,
-    Delivery,
-    DeliveryState,
-    PullSecretRule,
-)
 from secretsvc.core.ports import (
     AuthFileResult,
     AuthFiles,
@@ -38,6 +31,13 @@ from secretsvc.core.ports import (
     WantedSecret,
 )
 from secretsvc.core.rotation import targets
+from secretsvc.core.rules import (
+    AuthFileRule,
+    Component,
+    Delivery,
+    DeliveryState,
+    PullSecretRule,
+)
 from secretsvc.workflows.world import Content, StoredRule, World
 
 CONCURRENCY = 8

@@ -12,23 +12,25 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from secretsvc.core.model import (
-    CredentialsView,
-    Delivery,
-    DeliveryState,
-    DeliveryView,
     Failure,
     History,
     InboxItem,
-    Observed,
     Operation,
     OperationKind,
     OperationState,
     Progress,
-    PullSecretRule,
-    Rule,
 )
 from secretsvc.core.ports import Stored
 from secretsvc.core.rotation import targets
+from secretsvc.core.rules import (
+    CredentialsView,
+    Delivery,
+    DeliveryState,
+    DeliveryView,
+    Observed,
+    PullSecretRule,
+    Rule,
+)
 from secretsvc.workflows.deliver import Pass
 from secretsvc.workflows.intake import Intake
 from secretsvc.workflows.records import Desk

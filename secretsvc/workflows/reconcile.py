@@ -15,19 +15,21 @@ from dataclasses import dataclass, field
 
 from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreConflict, StoreError
 from secretsvc.core.model import (
-    AuthFileRule,
     Candidate,
     CredentialSpec,
-    Delivery,
-    DeliveryState,
     Failure,
     InboxItem,
     Progress,
-    PullSecretRule,
     RegistrySpec,
     Verb,
 )
 from secretsvc.core.ports import AuditLog, AuthFiles, Cluster, RegistryProver, Stored
+from secretsvc.core.rules import (
+    AuthFileRule,
+    Delivery,
+    DeliveryState,
+    PullSecretRule,
+)
 from secretsvc.telemetry.logs import get_logger
 from secretsvc.workflows.deliver import Deliverer, Pass
 from secretsvc.workflows.intake import Intake, Taken

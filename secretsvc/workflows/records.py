@@ -13,14 +13,16 @@ from typing import TypeVar
 from secretsvc.core.errors import Conflict, NotFound, PreconditionFailed, StoreConflict
 from secretsvc.core.ident import ulid
 from secretsvc.core.model import (
-    AuthFileRule,
     CredentialSpec,
     InboxItem,
-    PullSecretRule,
     RegistrySpec,
     Verb,
 )
 from secretsvc.core.ports import Clock, CredentialStore, Entropy, Stored
+from secretsvc.core.rules import (
+    AuthFileRule,
+    PullSecretRule,
+)
 
 Wish = RegistrySpec | CredentialSpec | PullSecretRule | AuthFileRule
 W = TypeVar("W", RegistrySpec, CredentialSpec, PullSecretRule, AuthFileRule)

@@ -16,18 +16,20 @@ from datetime import datetime
 from secretsvc.core import kinds
 from secretsvc.core.errors import Conflict, FieldError, InvalidInput, NotFound, NotProved
 from secretsvc.core.model import (
-    AuthFileRule,
     Candidate,
     CredentialSpec,
     CredentialState,
     Login,
-    PullSecretRule,
     RegistryKind,
     RegistrySpec,
     Verb,
     Verdict,
 )
 from secretsvc.core.ports import AuditLog, RegistryProver, Stored
+from secretsvc.core.rules import (
+    AuthFileRule,
+    PullSecretRule,
+)
 from secretsvc.workflows.records import Desk, operation_id
 
 _NOT_A_NAME = re.compile(r"[^a-z0-9]+")

@@ -15,30 +15,32 @@ from typing import TypeVar
 from secretsvc.core.errors import NotFound
 from secretsvc.core.ident import is_ulid
 from secretsvc.core.model import (
-    AuthFileRule,
     Candidate,
     CredentialSpec,
     CredentialState,
-    CredentialSummary,
-    CredentialsView,
-    Delivery,
-    DeliveryView,
     Head,
     History,
     InboxItem,
-    Observed,
     Operation,
     OperationKind,
     OperationState,
     Progress,
-    PullSecretRule,
     RegistrySpec,
-    Rule,
     Stage,
     Verb,
 )
 from secretsvc.core.ports import Stored
 from secretsvc.core.rotation import condition, confirmed, stage
+from secretsvc.core.rules import (
+    AuthFileRule,
+    CredentialSummary,
+    CredentialsView,
+    Delivery,
+    DeliveryView,
+    Observed,
+    PullSecretRule,
+    Rule,
+)
 from secretsvc.workflows.records import Desk
 
 V = TypeVar("V", CredentialsView, DeliveryView)

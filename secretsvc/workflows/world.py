@@ -14,29 +14,31 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from secretsvc.core import kinds
+from secretsvc.core.access import InstallationKeys
 from secretsvc.core.errors import RecordDamaged, StoreConflict
 from secretsvc.core.ident import keyed_digest
 from secretsvc.core.model import (
-    AuthFileRule,
-    Component,
     CredentialSpec,
     CredentialState,
-    CredentialSummary,
-    Delivery,
-    DeliveryView,
     Generation,
-    InstallationKeys,
-    Observed,
     Operation,
     Phase,
     Progress,
-    PullSecretRule,
     RegistrySpec,
-    Rule,
     generation_name,
 )
 from secretsvc.core.ports import AuthEntry, CredentialStore, R, Stored
 from secretsvc.core.rotation import confirmed, wanted
+from secretsvc.core.rules import (
+    AuthFileRule,
+    Component,
+    CredentialSummary,
+    Delivery,
+    DeliveryView,
+    Observed,
+    PullSecretRule,
+    Rule,
+)
 from secretsvc.workflows.records import Desk
 from secretsvc.workflows.report import summary, view_name
 

@@ -23,8 +23,9 @@ from secretsvc.core.errors import (
     TargetRefused,
     TargetUnreachable,
 )
-from secretsvc.core.model import Dialect, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import AuthEntry, AuthFileWish
+from secretsvc.core.rules import Dialect
 from secretsvc.delivery.hosts import LocalAuthFiles
 from secretsvc.delivery.safefile import Place, RenameAt2, Snapshot, kernel_rename, open_directory
 

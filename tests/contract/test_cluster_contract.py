@@ -12,10 +12,15 @@ from typing import Any, TypeVar
 
 import pytest
 
+from secretsvc.core.access import InstallationKeys
 from secretsvc.core.delivery import SECRET_TYPE, Action, Marker
 from secretsvc.core.errors import TargetChanged, TargetForbidden, TargetMissing, TargetUnreachable
-from secretsvc.core.model import InstallationKeys, NamespaceSelection, PullSecretRule, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import Cluster, SecretMetadata, WantedSecret
+from secretsvc.core.rules import (
+    NamespaceSelection,
+    PullSecretRule,
+)
 from secretsvc.delivery.cluster import FIELD_MANAGER, ClusterTarget
 from secretsvc.delivery.kubeapi import connect
 from tests.fakes import NOON

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from secretsvc.core.model import CredentialType, Login, Outcome, RegistryKind, RegistrySpec, Secret, Verdict
+from secretsvc.core.model import (
+    CredentialType,
+    Login,
+    Outcome,
+    RegistryKind,
+    RegistrySpec,
+    Secret,
+    Verdict,
+)
 from secretsvc.registries.generic import Prover
 from secretsvc.registries.transport import Transport, system_resolver
 from tests.rig.registry import Registry, pull

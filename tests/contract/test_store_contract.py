@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from secretsvc.core.access import (
+    Principal,
+    Role,
+)
 from secretsvc.core.errors import RecordDamaged, StoreConflict, StoreDenied, StoreError
 from secretsvc.core.model import (
-    AuthFileRule,
     Binding,
     CredentialSpec,
     CredentialState,
@@ -25,14 +28,13 @@ from secretsvc.core.model import (
     History,
     InboxItem,
     Login,
-    Principal,
     RegistryKind,
     RegistrySpec,
-    Role,
     Secret,
     Verb,
 )
 from secretsvc.core.ports import CredentialStore, Record
+from secretsvc.core.rules import AuthFileRule
 from secretsvc.store.envelope import KeyEncryptionKey, Place, create_key_file, load_key_file
 from secretsvc.store.local import FILE_NAME, LocalStore
 from tests.rig.openbao import OpenBao, bootstrapped, vault_store

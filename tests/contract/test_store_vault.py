@@ -22,7 +22,12 @@ from secretsvc.core.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretsvc.core.model import CredentialState, Generation, History, Secret
+from secretsvc.core.model import (
+    CredentialState,
+    Generation,
+    History,
+    Secret,
+)
 from secretsvc.store.bootstrap import bootstrap, policy_text
 from secretsvc.store.vault import VaultStore
 from secretsvc.store.vaultlink import VaultAddress

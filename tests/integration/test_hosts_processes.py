@@ -17,8 +17,9 @@ import pytest
 
 from secretsvc.core.dockerconfig import HUB_KEY, entries, parse
 from secretsvc.core.errors import TargetChanged, TargetForbidden, TargetRefused, TargetUnreachable
-from secretsvc.core.model import Dialect, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import AuthEntry, AuthFileWish
+from secretsvc.core.rules import Dialect
 from secretsvc.delivery.hosts import LocalAuthFiles
 from secretsvc.delivery.safefile import RenameAt2, kernel_rename
 from tests.rig.authwriters import KEY, digest, wish

@@ -17,7 +17,15 @@ from typing import Any
 
 import pytest
 
-from secretsvc.core.model import CredentialType, Login, Outcome, RegistryKind, RegistrySpec, Secret, Verdict
+from secretsvc.core.model import (
+    CredentialType,
+    Login,
+    Outcome,
+    RegistryKind,
+    RegistrySpec,
+    Secret,
+    Verdict,
+)
 from secretsvc.registries.generic import Prover
 from secretsvc.registries.transport import MAX_ANSWER_BYTES, Transport
 from tests.fakes import NOON, CountingEntropy, SettableClock

@@ -9,34 +9,38 @@ from datetime import UTC, datetime
 import pytest
 
 from secretsvc.core import model
+from secretsvc.core.access import (
+    InstallationKeys,
+    Principal,
+    Role,
+)
 from secretsvc.core.errors import StoreConflict, StoreDenied
 from secretsvc.core.model import (
-    AuthFileRule,
     Binding,
     Candidate,
     CredentialSpec,
     CredentialState,
     CredentialType,
-    DeliveryView,
-    Dialect,
     Generation,
     History,
     InboxItem,
-    InstallationKeys,
     Login,
-    NamespaceSelection,
-    Observed,
     Outcome,
-    Principal,
-    PullSecretRule,
     RegistryKind,
     RegistrySpec,
-    Role,
     Secret,
     Verb,
     Verdict,
 )
 from secretsvc.core.ports import Record
+from secretsvc.core.rules import (
+    AuthFileRule,
+    DeliveryView,
+    Dialect,
+    NamespaceSelection,
+    Observed,
+    PullSecretRule,
+)
 from secretsvc.store.bootstrap import SERVE, WORK, policy_text
 from secretsvc.store.vault import VaultStore
 from tests.rig.openbao import Grant, OpenBao, bootstrapped, vault_store

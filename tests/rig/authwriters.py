@@ -22,8 +22,9 @@ from pathlib import Path
 import filelock
 
 from secretsvc.core.errors import DeliveryError, TargetChanged
-from secretsvc.core.model import Dialect, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import AuthEntry, AuthFileWish
+from secretsvc.core.rules import Dialect
 from secretsvc.delivery.hosts import LocalAuthFiles
 
 KEY = "quay.io"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from secretsvc.core.authfile import Plan, plan
 from secretsvc.core.dockerconfig import Document, entries, key_scope, parse
 from secretsvc.core.errors import InvalidInput
-from secretsvc.core.model import Dialect, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import AuthEntry, AuthFileWish
+from secretsvc.core.rules import Dialect
 
 KEYS = ["a.example", "b.example", "b.example:5000", "b.example/team"]
 SPELLINGS = [*KEYS, "https://a.example", "B.example", "b.example/v2/"]

@@ -8,13 +8,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secretsvc.core import model
+from secretsvc.core import access, model, rules
+from secretsvc.core.access import Principal, Role
 from secretsvc.core.errors import RecordDamaged, StoreConflict, StoreDenied, StoreError
-from secretsvc.core.model import CredentialState, History, InboxItem, Login, RegistrySpec, Secret, Verb
+from secretsvc.core.model import (
+    CredentialState,
+    History,
+    InboxItem,
+    Login,
+    RegistrySpec,
+    Secret,
+    Verb,
+)
 from secretsvc.store import codec
 
 KINDS = sorted(
-    (found for _, found in inspect.getmembers(model, inspect.isclass) if hasattr(found, "KIND")),
+    {
+        found
+        for module in (access, model, rules)
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if hasattr(found, "KIND")
+    },
     key=lambda found: found.__name__,
 )
 CANARY = "canary-5f1d"
@@ -167,8 +181,8 @@ def test_what_is_written_once_is_never_changed() -> None:
 
 
 def test_an_unknown_word_is_damaged() -> None:
-    principal = model.Principal("id", "ann", model.Role.ADMIN, "digest", NOW, "system")
-    assert codec.decode(model.Principal, "id", text_of(principal)).role is model.Role.ADMIN
+    principal = Principal("id", "ann", Role.ADMIN, "digest", NOW, "system")
+    assert codec.decode(Principal, "id", text_of(principal)).role is Role.ADMIN
     for word in ("root", "ADMIN", "", 1, None, ["admin"]):
         with pytest.raises(RecordDamaged):
-            codec.decode(model.Principal, "id", text_of(principal, role=word))
+            codec.decode(Principal, "id", text_of(principal, role=word))

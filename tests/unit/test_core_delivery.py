@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secretsvc.core.access import InstallationKeys
 from secretsvc.core.delivery import (
     COMPONENTS,
     CONTENT,
@@ -23,8 +24,12 @@ from secretsvc.core.delivery import (
     components_of,
 )
 from secretsvc.core.ident import ulid
-from secretsvc.core.model import InstallationKeys, NamespaceSelection, PullSecretRule, Secret
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import LiveSecret, SecretMetadata, WantedSecret
+from secretsvc.core.rules import (
+    NamespaceSelection,
+    PullSecretRule,
+)
 from tests.fakes import NOON
 
 CONTENT_1 = Secret('{"auths":{"r.example":{"auth":"dTpw"}}}')

@@ -7,8 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from secretsvc.core.access import (
+    Principal,
+    Role,
+)
 from secretsvc.core.errors import RecordDamaged, StoreConflict, StoreUnavailable
-from secretsvc.core.model import CredentialsView, DeliveryView, History, Principal, Role
+from secretsvc.core.model import History
+from secretsvc.core.rules import (
+    CredentialsView,
+    DeliveryView,
+)
 from tests.fakes import NOON, MemoryStore
 
 THREADS = 16

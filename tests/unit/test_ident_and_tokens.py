@@ -14,7 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secretsvc.core.ident import is_document_name, is_name, is_ulid, keyed_digest, ulid
-from secretsvc.core.model import CredentialType, Login, Secret
+from secretsvc.core.model import (
+    CredentialType,
+    Login,
+    Secret,
+)
 from secretsvc.core.tokens import PREFIX, is_well_formed, make_token, token_digest, token_id
 from tests.fakes import NOON
 

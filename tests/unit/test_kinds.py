@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from secretsvc.core import kinds
 from secretsvc.core.errors import InvalidInput
-from secretsvc.core.model import RegistryKind, RegistrySpec
+from secretsvc.core.model import (
+    RegistryKind,
+    RegistrySpec,
+)
 
 
 @pytest.mark.parametrize(

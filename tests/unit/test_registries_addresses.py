@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secretsvc.core.model import RegistryKind, RegistrySpec
+from secretsvc.core.model import (
+    RegistryKind,
+    RegistrySpec,
+)
 from secretsvc.registries.addresses import address_verdict, parse_networks
 from secretsvc.registries.realm import RealmJudge, RealmRefused
 

@@ -12,26 +12,21 @@ from hypothesis import strategies as st
 from secretsvc.core.model import (
     Binding,
     Candidate,
-    Component,
     CredentialSpec,
     CredentialState,
     CredentialType,
-    Delivery,
-    DeliveryState,
     Failure,
     Generation,
     Head,
     History,
     InboxItem,
     Login,
-    NamespaceSelection,
     Operation,
     OperationKind,
     OperationState,
     Outcome,
     Phase,
     Progress,
-    PullSecretRule,
     RegistryKind,
     RegistrySpec,
     Secret,
@@ -51,6 +46,13 @@ from secretsvc.core.rotation import (
     stage,
     wanted,
     yields,
+)
+from secretsvc.core.rules import (
+    Component,
+    Delivery,
+    DeliveryState,
+    NamespaceSelection,
+    PullSecretRule,
 )
 from tests.fakes import NOON, verdict_of
 

@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from secretsvc.core.errors import ConfigurationError, RecordDamaged, StoreConflict, StoreUnavailable
-from secretsvc.core.model import CredentialState, History
+from secretsvc.core.model import (
+    CredentialState,
+    History,
+)
 from secretsvc.store import codec
 from secretsvc.store.envelope import KeyEncryptionKey
 from secretsvc.store.local import FILE_NAME, LocalStore, make_data_dir

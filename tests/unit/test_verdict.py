@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secretsvc.core import verdict as rules
-from secretsvc.core.model import CredentialType, Login, Outcome, Secret
+from secretsvc.core.model import (
+    CredentialType,
+    Login,
+    Outcome,
+    Secret,
+)
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 

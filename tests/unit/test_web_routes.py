@@ -13,17 +13,19 @@ from werkzeug.test import TestResponse
 
 from secretsvc.core.errors import StoreUnavailable
 from secretsvc.core.model import (
-    Component,
     CredentialSpec,
+    Login,
+    Outcome,
+    RegistrySpec,
+)
+from secretsvc.core.rules import (
+    Component,
     CredentialsView,
     Delivery,
     DeliveryState,
     DeliveryView,
-    Login,
     Observed,
-    Outcome,
     PullSecretRule,
-    RegistrySpec,
 )
 from secretsvc.web.waiting import Patience
 from secretsvc.workflows.report import CREDENTIALS_VIEW, view_name

@@ -19,21 +19,23 @@ from secretsvc.core.errors import (
     TargetUnreachable,
 )
 from secretsvc.core.model import (
-    AuthFileRule,
     Candidate,
     CredentialType,
-    DeliveryState,
-    Dialect,
     Generation,
     InboxItem,
     Login,
-    Observed,
     OperationState,
     Outcome,
-    PullSecretRule,
     Secret,
 )
 from secretsvc.core.ports import LiveSecret, SecretMetadata
+from secretsvc.core.rules import (
+    AuthFileRule,
+    DeliveryState,
+    Dialect,
+    Observed,
+    PullSecretRule,
+)
 from secretsvc.workflows.assign import Assigner, AuthFileDraft, PullSecretDraft
 from secretsvc.workflows.reconcile import Worker
 from secretsvc.workflows.records import Desk
@@ -437,7 +439,7 @@ def test_lists_come_from_views_and_know_new_records(site: Site) -> None:
 
 
 def _view() -> type:
-    from secretsvc.core.model import CredentialsView
+    from secretsvc.core.rules import CredentialsView
 
     return CredentialsView
 
