@@ -86,18 +86,19 @@ class Desk:
             word = WORDS[type(wish)]
             raise Conflict(f"there is a {word} {wish.name!r} already", code="NameTaken") from None
 
+    def unchanged(self, stored: Stored[W], expected: int | None) -> Stored[W]:
+        """Return the wish unless the caller's If-Match, ``expected``, names another version of it."""
+        if expected is not None and expected != stored.version:
+            raise _changed(stored.record)
+        return stored
+
     def replace(self, wish: W, read: int, expected: int | None) -> Stored[W]:
         """Store a changed wish that was read at version ``read``; ``expected`` is the caller's If-Match."""
-        word = WORDS[type(wish)]
-        changed = PreconditionFailed(
-            f"the {word} {wish.name!r} has changed since it was read", hint="read it again, then repeat"
-        )
-        if expected is not None and expected != read:
-            raise changed
+        self.unchanged(Stored(wish, read), expected)
         try:
             return Stored(wish, self.store.put(wish.name, wish, read))
         except StoreConflict:
-            raise changed from None
+            raise _changed(wish) from None
 
     def bury(self, stored: Stored[W], expected: int | None) -> Stored[W]:
         """Give a wish its tombstone; work removes what it made, then the record."""
@@ -119,6 +120,13 @@ class Desk:
         self.store.put(item.id, item, 0)
         self.ring()
         return item
+
+
+def _changed(wish: Wish) -> PreconditionFailed:
+    word = WORDS[type(wish)]
+    return PreconditionFailed(
+        f"the {word} {wish.name!r} has changed since it was read", hint="read it again, then repeat"
+    )
 
 
 def operation_id(request_id: str, subject_uid: str) -> str:

@@ -176,8 +176,7 @@ class Registrar:
     def replace_value(self, name: str, value: NewValue, expected: int | None, actor: str) -> Registered:
         """Prove a new value for a credential and store it as a candidate; a bad value changes nothing."""
         stored = self._desk.find(CredentialSpec, name)
-        if expected is not None and expected != stored.version:
-            self._desk.replace(stored.record, stored.version, expected)
+        self._desk.unchanged(stored, expected)
         registry = self._desk.find(RegistrySpec, stored.record.registry).record
         verdict = self._proved(registry, value.login, name, actor, override=value.allow_unverified)
         candidate = self._candidate(stored.record, registry, value, verdict, actor)
@@ -198,6 +197,8 @@ class Registrar:
     ) -> Stored[CredentialSpec]:
         """Change ``labels`` or ``expires_at`` of a credential; its value has its own verb."""
         stored = self._desk.find(CredentialSpec, name)
+        if all(getattr(stored.record, name) == value for name, value in changes.items()):
+            return self._desk.unchanged(stored, expected)
         wish = replace(stored.record, **changes)  # type: ignore[arg-type]  # the schema allows these two only
         changed = self._desk.replace(wish, stored.version, expected)
         self._desk.tell(Verb.CHANGED, wish, actor)
@@ -283,7 +284,7 @@ class Registrar:
         """Return the registry that ``text`` names, and whether it is new and not stored yet."""
         if "." not in text and ":" not in text:
             return self._known_registry(text), False
-        host = kinds.normalise_host(text)
+        host = _host(text)
         for found in self._desk.all(RegistrySpec):
             if found.record.host == host:
                 return found.record, False
@@ -302,7 +303,7 @@ class Registrar:
             ) from exc
 
     def _free_name(self, host: str) -> str:
-        base = _NOT_A_NAME.sub("-", host).strip("-")[:_NAME_LENGTH].strip("-")
+        base = _NOT_A_NAME.sub("-", host).strip("-")[:_NAME_LENGTH].strip("-") or "registry"
         taken = set(self._desk.store.names(RegistrySpec))
         name, number = base, 1
         while name in taken:
@@ -344,6 +345,14 @@ class Registrar:
             override=override,
             expires_at=value.expires_at or verdict.expires_at,
         )
+
+
+def _host(text: str) -> str:
+    try:
+        return kinds.normalise_host(text)
+    except InvalidInput as exc:
+        fields = (FieldError("/registry", fault.detail) for fault in exc.fields)
+        raise InvalidInput(exc.message, *fields, hint=exc.hint, code=exc.code) from exc
 
 
 def _ensure_unused(word: str, name: str, users: list[str]) -> None:

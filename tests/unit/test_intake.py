@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from secretsvc.core.errors import Conflict, NotProved
+from secretsvc.core.errors import Conflict, InvalidInput, NotProved, PreconditionFailed
 from secretsvc.core.model import (
     Candidate,
     CredentialSpec,
@@ -352,3 +352,20 @@ def test_a_stop_after_any_write_loses_and_doubles_nothing(stop: int, again: int 
     published = [act.facts["generation"] for act in bench.audit.acts if act.action == "credential.promote"]
     assert sorted(set(published)) in ([1, 2, 3], [1, 2])
     assert bench.state.verdict == verdict_of(Outcome.VALID)
+
+
+def test_a_change_that_changes_nothing_keeps_the_version(bench: Bench) -> None:
+    bench.register()
+    before = bench.store.get(CredentialSpec, "prod")
+    assert before is not None
+    assert bench.registrar.change_credential("prod", {}, before.version, "ann") == before
+    assert bench.registrar.change_credential("prod", {"labels": {}}, None, "ann") == before
+    with pytest.raises(PreconditionFailed):
+        bench.registrar.change_credential("prod", {}, before.version + 1, "ann")
+    assert bench.registrar.change_credential("prod", {"labels": {"a": "b"}}, None, "ann") != before
+
+
+def test_a_bad_host_is_a_fault_of_the_registry_field(bench: Bench) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        bench.registrar.register(CredentialDraft("prod", "not a host:5000", login("x")), "ann")
+    assert [fault.pointer for fault in refused.value.fields] == ["/registry"]
