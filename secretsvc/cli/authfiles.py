@@ -50,7 +50,7 @@ def authfile() -> None:
 @timeout_option()
 @pass_session
 def write(session: Session, /, path: Path, timeout: float, **given: Any) -> None:  # noqa: ANN401
-    r"""Keep credentials in an auth file, and in step with what is stored.
+    """Keep credentials in an auth file, and in step with what is stored.
 
     What else is in the file stays. The file is written by the service, so it must be on its machine.
 

@@ -46,7 +46,7 @@ credential.add_command(import_)
 @no_value_arguments
 @pass_session
 def add(session: Session, /, name: str, timeout: float, **given: Any) -> None:  # noqa: ANN401
-    r"""Register a credential: its value is proved at the registry, then stored.
+    """Register a credential: its value is proved at the registry, then stored.
 
     The value comes from standard input, without its line end, or from a hidden prompt.
 
@@ -113,7 +113,7 @@ def get(session: Session, name: str) -> None:
 @no_value_arguments
 @pass_session
 def rotate(session: Session, /, name: str, timeout: float, **given: Any) -> None:  # noqa: ANN401
-    r"""Replace a credential's value everywhere.
+    """Replace a credential's value everywhere.
 
     The new value is proved, becomes the next generation, and reaches every target. A value that the
     registry refuses changes nothing.

@@ -62,7 +62,7 @@ class _Line:
 @click.option("--context", help="The context in it, instead of the current one.")
 @pass_session
 def import_(session: Session, /, selected: tuple[str, ...], everything: bool, **given: Any) -> None:  # noqa: ANN401
-    r"""Register logins that are in a Secret or an auth file already.
+    """Register logins that are in a Secret or an auth file already.
 
     Without --select or --all it lists what is there. Names are made from the registry's host.
 

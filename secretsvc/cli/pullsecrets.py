@@ -34,10 +34,10 @@ def pull_secret() -> None:
 @timeout_option()
 @pass_session
 def add(session: Session, /, name: str, timeout: float, **given: Any) -> None:  # noqa: ANN401
-    r"""Deliver credentials to namespaces, as a dockerconfigjson Secret in each.
+    """Deliver credentials to namespaces, as a dockerconfigjson Secret in each.
 
     \b
-    secretsvc pull-secret add apps --secret-name pull-secret --credential prod \
+    secretsvc pull-secret add apps --secret-name pull-secret --credential prod \\
         --namespace shop --namespace billing
     """
     body = {

@@ -76,7 +76,7 @@ def _wish(ca_file: Path | None, **given: Any) -> dict[str, Any]:  # noqa: ANN401
 @_description
 @pass_session
 def add(session: Session, /, name: str, host: str, **given: Any) -> None:  # noqa: ANN401
-    r"""Describe the registry HOST (host or host:port) under a NAME.
+    """Describe the registry HOST (host or host:port) under a NAME.
 
     \b
     secretsvc registry add reg1 registry.example.com

@@ -26,7 +26,7 @@ def token() -> None:
 )
 @pass_session
 def create(session: Session, name: str, role: str, expires_in: str) -> None:
-    r"""Make a token; it is shown once, on standard output.
+    """Make a token; it is shown once, on standard output.
 
     \b
     (umask 077; secretsvc token create ci --role viewer > ci.token)

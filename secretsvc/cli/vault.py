@@ -28,7 +28,7 @@ def vault() -> None:
 @no_value_arguments
 @pass_session
 def bootstrap(session: Session, address: str | None, mount: str | None, secret_id_dir: Path | None) -> None:
-    r"""Make the mount, the policies and the AppRoles that secretsvc needs. Doing it again changes nothing.
+    """Make the mount, the policies and the AppRoles that secretsvc needs. Doing it again changes nothing.
 
     \b
     secretsvc vault bootstrap --address https://vault.example.com:8200 < admin-token
