@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreConflict, StoreError
 from secretsvc.core.model import (
@@ -108,7 +109,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._in_hand: set[str] = set()
         self._waiting: dict[str, tuple[float, float]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stale_views: set[str] = set()
         self._views_written = 0.0
@@ -196,9 +197,11 @@ class Worker:
                 continue
             kind = Candidate if name in candidates else InboxItem
             stored = await asyncio.to_thread(self._get_request, kind, name)
-            if stored is not None:
-                self._in_hand.add(name)
-                self._spawn(self._take(stored))
+            if stored is None:
+                self._later(name, _WAITING_S)
+                continue
+            self._in_hand.add(name)
+            self._spawn(self._take(stored))
 
     def _get_request(
         self, kind: type[Candidate | InboxItem], name: str
