@@ -17,14 +17,14 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask, Request, request
 from marshmallow import RAISE, Schema, ValidationError
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from secretsvc.core.errors import FieldError, InvalidInput
 from secretsvc.core.ident import is_name
 from secretsvc.web.answers import ProblemAnswer
 from secretsvc.web.problems import MEDIA_TYPE
-from secretsvc.web.reading import read_object
+from secretsvc.web.reading import Unreadable, read_object
 from secretsvc.web.schemas import NAME_PATTERN, pointers
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,7 +64,7 @@ class _Parser(FlaskParser):
     def load_json(self, req: Request, schema: Schema) -> Mapping[str, object]:
         """Return the body as an object; no body is an empty object, but a change must say what it changes."""
         del schema
-        data = req.get_data(cache=False)
+        data = _body(req)
         if req.content_length is None and len(data) >= (req.max_content_length or 0):
             # A chunked body is cut off at the limit without a word.
             raise RequestEntityTooLarge
@@ -88,6 +88,16 @@ class _Parser(FlaskParser):
                 place = pointer if location == "json" else "?" + pointer.removeprefix("/")
                 rows.append(FieldError(place, text))
         raise InvalidInput("the request does not have the right form", *rows) from None
+
+
+def _body(req: Request) -> bytes:
+    """Return the body, or raise `Unreadable` when it is no HTTP, such as chunks without their lengths."""
+    try:
+        return req.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception:  # noqa: BLE001  # whatever the WSGI server has for it; its text quotes what was sent
+        raise Unreadable("The body can not be read as HTTP, or ended early.") from None
 
 
 class Resource(flask_smorest.Blueprint):  # type: ignore[misc]  # the library is not typed

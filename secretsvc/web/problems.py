@@ -22,6 +22,7 @@ from secretsvc.core.model import (
     Verdict,
 )
 from secretsvc.telemetry.logs import describe, get_logger
+from secretsvc.telemetry.redaction import STRUCK_OUT
 from secretsvc.web.answers import VerdictAnswer
 from secretsvc.web.reading import Unreadable
 from secretsvc.web.services import services
@@ -57,7 +58,8 @@ _WORTH_REPEATING = frozenset({Outcome.UNAVAILABLE, Outcome.RATE_LIMITED})
 
 _RETRY_AFTER_S = 5
 _MAX_POINTER = 200
-_UNPRINTABLE = re.compile(r"[^\x21-\x7e]")
+_STEP = re.compile(r"[a-z_]{1,32}|[0-9]{1,6}")
+"""What a step of a pointer looks like; anything else is the caller's, and might be a pasted value."""
 
 _HINTS: dict[HTTPStatus, str] = {
     HTTPStatus.BAD_REQUEST: "send one JSON object; /openapi.json describes every body",
@@ -176,7 +178,10 @@ def _pause(error: SecretsvcError) -> int:
 
 
 def _printable(pointer: str) -> str:
-    return _UNPRINTABLE.sub("?", pointer)[:_MAX_POINTER]
+    """Return a pointer whose steps are names of fields, or typing errors in them, and ``***`` for others."""
+    start, steps = pointer[:1], pointer[1:].split("/")
+    shown = [step if _STEP.fullmatch(step) else STRUCK_OUT for step in steps]
+    return (start + "/".join(shown))[:_MAX_POINTER] if pointer else ""
 
 
 def _camel_case(phrase: str) -> str:

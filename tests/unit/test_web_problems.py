@@ -88,3 +88,15 @@ def test_a_rate_limited_registry_says_when_to_come_back() -> None:
     answer = serving.add_credential()
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "120"
+
+
+@pytest.mark.parametrize("odd", [CANARY, "Canary1", "canary-1", "é", "a b", "x" * 33])
+def test_a_pointer_repeats_no_name_that_may_be_a_pasted_value(odd: str) -> None:
+    serving = Serving()
+    in_body = serving.call("POST", "/tokens", json={odd: 1, "nmae": 1})
+    in_query = serving.call("GET", "/tokens", query_string={odd: "1", "lmit": "1"})
+    for answer, known in ((in_body, "/nmae"), (in_query, "?lmit")):
+        assert answer.json is not None
+        shown = [row["pointer"] for row in answer.json["errors"]]
+        assert {known, known[0] + "***"} <= set(shown)
+        assert odd not in answer.get_data(as_text=True)
