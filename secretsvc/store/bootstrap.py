@@ -15,6 +15,7 @@ import functools
 import importlib.resources
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ _KEPT_VERSIONS = 10
 _TOKEN_LIFE = 20 * 60
 _TOKEN_LONGEST_LIFE = 24 * 3600
 _MOUNT_LINE = "# mount: "
+_UPGRADE_TRIES = 120
+_UPGRADE_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +126,22 @@ class _Bootstrap:
 
     def _configure_mount(self) -> None:
         kv, mount = self._door.kv, self._mount
-        found = self._must(
-            self._link.ask(lambda: kv.read_configuration(mount_point=mount)), "its settings"
-        ).data
+        found = self._must(self._mount_settings(), f"the settings of the mount {mount}").data
         wanted = {"cas_required": True, "max_versions": _KEPT_VERSIONS}
         if self._same(f"settings of mount {mount}", found, wanted):
             return
         set_again = self._link.ask(lambda: kv.configure(**wanted, mount_point=mount))
         self._must(set_again, f"setting up the mount {mount}")
+
+    def _mount_settings(self) -> Answer:
+        """Ask for the mount's settings; a new mount refuses until it has made itself version 2."""
+        answer = Answer(0)
+        for _ in range(_UPGRADE_TRIES):
+            answer = self._link.ask(lambda: self._door.kv.read_configuration(mount_point=self._mount))
+            if not answer.says("upgrading"):
+                break
+            time.sleep(_UPGRADE_PAUSE_S)
+        return answer
 
     def _make_policy(self, name: str) -> None:
         text = policy_text(name, self._mount)

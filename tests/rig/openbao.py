@@ -84,8 +84,11 @@ class OpenBao:
 
     @classmethod
     @contextmanager
-    def durable(cls, folder: Path) -> Iterator[OpenBao]:
-        """Run an initialised, unsealed server that keeps its data in ``folder``."""
+    def durable(cls, folder: Path, *, audit: Path | None = None) -> Iterator[OpenBao]:
+        """Run an initialised, unsealed server that keeps its data in ``folder``.
+
+        ``audit`` is where a file audit device writes; the API can not make one, only the configuration.
+        """
         port, cluster = free_port(), free_port()
         data = folder / "raft"
         data.mkdir(mode=0o700)
@@ -95,7 +98,7 @@ class OpenBao:
             f'listener "tcp" {{\n  address = "127.0.0.1:{port}"\n  cluster_address = "127.0.0.1:{cluster}"\n'
             "  tls_disable = true\n}\n"
             f'api_addr = "http://127.0.0.1:{port}"\ncluster_addr = "https://127.0.0.1:{cluster}"\n'
-            "disable_mlock = true\n",
+            "disable_mlock = true\n" + _audit_device(audit),
             encoding="utf-8",
         )
         bao = cls(folder, [f"-config={configuration}"], f"http://127.0.0.1:{port}", "")
@@ -182,6 +185,12 @@ class OpenBao:
                     return
             time.sleep(0.05)
         raise RigError(f"OpenBao is not ready: {self.log.read_text(encoding='utf-8')[-2000:]}")
+
+
+def _audit_device(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return f'audit "file" "rig" {{\n  options = {{ file_path = "{path}" }}\n}}\n'
 
 
 @dataclass(frozen=True, slots=True)
