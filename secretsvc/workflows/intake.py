@@ -335,12 +335,23 @@ class Intake:
     def sweep_credential(self, stored: Stored[CredentialSpec]) -> None:
         """Remove everything of a credential that has its tombstone, the tombstone last."""
         uid = stored.record.uid
+        self._remove_candidates(uid)
         state = self._store.get(CredentialState, uid)
         for number in range(1, state.record.next_gen if state else 1):
             self._remove(Generation, generation_name(uid, number))
         self._remove(History, uid)
         self._remove(CredentialState, uid)
         self._store.remove(CredentialSpec, stored.record.name, stored.version)
+
+    def _remove_candidates(self, uid: str) -> None:
+        """Remove the values that still wait for their registry: nobody wishes for them any more."""
+        for name in self._store.names(Candidate):
+            try:
+                found = self._store.get(Candidate, name)
+            except RecordDamaged:
+                continue  # nobody can tell whose it is; it is told of where it is taken
+            if found is not None and found.record.credential_uid == uid:
+                self._store.remove(Candidate, name, found.version)
 
     def _remove(self, kind: type[Generation | History | CredentialState], name: str) -> None:
         found = self._store.get(kind, name)

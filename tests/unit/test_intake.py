@@ -305,6 +305,20 @@ def test_a_deleted_credential_is_swept_whole(bench: Bench) -> None:
         assert bench.store.names(kind) == []
 
 
+def test_a_value_that_waits_goes_with_its_credential(bench: Bench) -> None:
+    bench.prover.answer = verdict_of(Outcome.UNAVAILABLE)
+    name = bench.register(allow_unverified=True)
+    waiting = bench.store.get(Candidate, name)
+    assert waiting is not None
+    others = replace(waiting.record, id="z" * 26, credential="other", credential_uid="other")
+    bench.store.put(others.id, others, 0)
+    bench.registrar.delete_credential("prod", None, "ann")
+    stored = bench.store.get(CredentialSpec, "prod")
+    assert stored is not None
+    bench.intake.sweep_credential(stored)
+    assert bench.store.names(Candidate) == [others.id]
+
+
 def test_a_taken_name_is_refused_and_leaves_no_second_credential(bench: Bench) -> None:
     bench.register()
     with pytest.raises(Conflict, match="already"):
