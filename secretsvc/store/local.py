@@ -24,6 +24,7 @@ import secrets
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,8 @@ FILE_NAME: Final = "secretsvc.db"
 
 _FORMAT = 1
 _BUSY_SECONDS = 10.0
+_BUSY_STEP = 0.0005
+"""Seconds between two attempts to begin a write: about as long as another's write takes."""
 _SCHEMA = """
 CREATE TABLE store (id TEXT NOT NULL, sequence INTEGER NOT NULL);
 CREATE TABLE data_key (
@@ -100,15 +103,24 @@ class LocalStore:
         data_dir: made with mode 0700 if it is missing.
         kek: seals the data keys; the one the store was made with.
         key_uses: how many documents one data key seals before a new one takes over.
+        busy_seconds: how long a write waits for others' writes before it gives up.
 
     Raises `ConfigurationError` when the directory, a file's mode or the key is not right, and
     `RecordDamaged` when the database is.
     """
 
-    def __init__(self, data_dir: Path, kek: KeyEncryptionKey, *, key_uses: int = KEY_USES) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        kek: KeyEncryptionKey,
+        *,
+        key_uses: int = KEY_USES,
+        busy_seconds: float = _BUSY_SECONDS,
+    ) -> None:
         self._path = data_dir / FILE_NAME
         self._kek = kek
         self._key_uses = key_uses
+        self._busy_seconds = busy_seconds
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
@@ -284,7 +296,7 @@ class LocalStore:
         """One transaction: committed and on disk when the block ends, rolled back when it raises."""
         with self._connection() as db:
             self._check_same_file()
-            db.execute("BEGIN IMMEDIATE")
+            _begin(db, self._busy_seconds)
             try:
                 yield db
                 db.execute("COMMIT")
@@ -378,6 +390,33 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _begin(db: sqlite3.Connection, patience: float) -> None:
+    """Begin a write as soon as nobody else writes; raise SQLite's error after ``patience`` seconds.
+
+    SQLite's own waiting sleeps longer each time, up to 100 ms, so a request of serve would lose the race
+    against the many short writes of work again and again.
+    """
+    end = time.monotonic() + patience
+    _be_patient(db, 0)
+    try:
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as exc:
+                if _primary_code(exc) != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                    raise
+                time.sleep(_BUSY_STEP)
+            else:
+                return
+    finally:
+        _be_patient(db, _BUSY_SECONDS)
+
+
+def _be_patient(db: sqlite3.Connection, seconds: float) -> None:
+    """Say how long SQLite itself waits for others, such as one that recovers the log."""
+    db.execute(f"PRAGMA busy_timeout = {int(1000 * seconds)}")
+
+
 def _version(db: sqlite3.Connection, kind: str, name: str) -> int:
     row = db.execute("SELECT version FROM document WHERE kind = ? AND name = ?", (kind, name)).fetchone()
     return row[0] if row else 0
@@ -426,13 +465,18 @@ def _check_ours(path: Path, found: os.stat_result, mode: str) -> None:
 
 
 def _ours(path: Path, exc: sqlite3.Error) -> StoreError:
-    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte is the primary code
+    code = _primary_code(exc)
     if code in _UNAVAILABLE:
         what, hint = _UNAVAILABLE[code]
         return StoreUnavailable(f"the database {path} does not answer: {what}", hint=hint)
     if code in _BROKEN:
         return RecordDamaged(f"the database {path} is damaged, or is not one of ours", hint=_RESTORE)
     return StoreError(f"the database {path} failed: {exc.__class__.__name__}")
+
+
+def _primary_code(exc: sqlite3.Error) -> int:
+    code: int = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF  # the low byte
 
 
 def _wrong_kek(path: Path) -> ConfigurationError:

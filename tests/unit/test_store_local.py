@@ -339,15 +339,26 @@ def test_a_replaced_file_is_noticed_before_anything_is_acknowledged(
         store.put("a", state("a"), version)
 
 
-def test_a_locked_store_is_unavailable_not_damaged(data_dir: Path, store: LocalStore) -> None:
-    with contextlib.closing(sqlite3.connect(data_dir / FILE_NAME, isolation_level=None)) as other:
+def test_a_locked_store_is_unavailable_not_damaged(data_dir: Path) -> None:
+    with (
+        contextlib.closing(LocalStore(data_dir, KEK, busy_seconds=0.05)) as store,
+        contextlib.closing(sqlite3.connect(data_dir / FILE_NAME, isolation_level=None)) as other,
+    ):
         other.execute("BEGIN IMMEDIATE")
-        with store._connection() as db:
-            db.execute("PRAGMA busy_timeout = 50")
         with pytest.raises(StoreUnavailable, match="another process"):
             store.put("a", state("a"), 0)
         other.execute("ROLLBACK")
-    store.put("a", state("a"), 0)
+        store.put("a", state("a"), 0)
+
+
+def test_a_write_waits_for_anothers_write(data_dir: Path, store: LocalStore) -> None:
+    other = sqlite3.connect(data_dir / FILE_NAME, isolation_level=None, check_same_thread=False)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.1, other.execute, ("ROLLBACK",))
+        release.start()
+        assert store.put("a", state("a"), 0) == 1
+        release.join()
 
 
 def test_a_closed_store_says_so(store: LocalStore) -> None:
