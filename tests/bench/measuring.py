@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
-
 from tests.rig.service import Service
 
 API = "/api/v1"
 PATIENCE_S = 60.0
+_QUIET_CORES = 0.1
+_QUIET_WITHIN_S = 10
 _ENOUGH = 100
 """Of fewer values there is no 99th percentile to speak of."""
 
@@ -175,20 +175,10 @@ def own_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-@pytest.fixture(autouse=True)
-def foreign(request: pytest.FixtureRequest, report: Report) -> Iterable[None]:
-    """Tell how many processors others used meanwhile; a bench stops its servers before it ends."""
-    began, busy, own = time.monotonic(), busy_seconds(), own_seconds()
-    yield
-    cores = (busy_seconds() - busy - own_seconds() + own) / (time.monotonic() - began)
-    report.tell("foreign processors meanwhile", f"{max(0.0, cores):.2f}")
-    report.measured.setdefault("foreign", {})[request.node.name] = round(max(0.0, cores), 3)
-
-
-@pytest.fixture(scope="session")
-def report() -> Iterable[Report]:
-    """The report of this run."""
-    found = Report(Path(".run/bench.json"))
-    yield found
-    found.write()
-    sys.stdout.write(f"\n  all numbers: {found.path}\n")
+def wait_for_quiet() -> None:
+    """Wait for a second in which nobody else works, at most `_QUIET_WITHIN_S`; then measure all the same."""
+    for _ in range(_QUIET_WITHIN_S):
+        before = busy_seconds()
+        time.sleep(1.0)
+        if busy_seconds() - before < _QUIET_CORES:
+            return
