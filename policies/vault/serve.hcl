@@ -59,9 +59,9 @@ path "{{mount}}/metadata/candidate/" {
   capabilities = ["list"]
 }
 
-# An inbox item asks work to do something. It holds no value.
+# An inbox item asks work to do something. It holds no value; reading it back tells a caller what is waiting.
 path "{{mount}}/data/inbox/+" {
-  capabilities = ["create"]
+  capabilities = ["create", "read"]
 }
 path "{{mount}}/metadata/inbox/" {
   capabilities = ["list"]

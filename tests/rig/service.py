@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from tests.rig.ports import free_port
 
+EMBEDDED = ("serve", "--with-worker")
 _READY_WITHIN = 60.0
 _STOPS_WITHIN = 30.0
 
@@ -28,12 +29,19 @@ class Service:
     Args:
         folder: for its data, key, token and log.
         environment: settings besides those that place it in ``folder``.
+        program: what to run of it.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        program: Sequence[str] = ("serve", "--with-worker"),
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self._given = dict(environment)
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -75,7 +83,7 @@ class Service:
             "SECRETSVC_LOG_LEVEL": "debug",
             **self._given,
         }
-        command = [sys.executable, "-m", "secretsvc", "serve", "--with-worker"]
+        command = [sys.executable, "-m", "secretsvc", *self._program]
         with (self.folder / "service.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
