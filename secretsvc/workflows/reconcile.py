@@ -338,7 +338,7 @@ class Worker:
             self._stale_views.add(uid)
 
         made = await self._deliverer.bring(stored, seen)
-        self._log_changes(stored, made)
+        self._note_changes(stored, made)
         self._world.deliveries[uid] = made.deliveries
         over = stored.record.deleted_at is not None and made.removed
         if not over:
@@ -372,9 +372,12 @@ class Worker:
         self._rounds.failures[uid] = failures + 1
         return min(_BACKOFF_S[0] * 2.0**failures, _BACKOFF_S[1])
 
-    def _log_changes(self, stored: StoredRule, made: Pass) -> None:
+    def _note_changes(self, stored: StoredRule, made: Pass) -> None:
+        """Log what is otherwise than after the pass before, and have the credentials' list follow."""
         before = self._reported.get(stored.record.uid, {})
         now = {target: (one.state, one.reason) for target, one in made.deliveries.items()}
+        if now != before:
+            self._stale_views.add(CREDENTIALS_VIEW)  # which counts them
         for target, (state, reason) in now.items():
             if before.get(target) != (state, reason):
                 write = _log.info if state is DeliveryState.SYNCED else _log.warning
@@ -388,13 +391,20 @@ class Worker:
         now = time.monotonic()
         if self._stale_views and now - self._views_written >= VIEW_S:
             self._views_written = now
-            stale, self._stale_views = self._stale_views, set()
+            await self._write_views()
+        await self._settle()
+
+    async def _write_views(self) -> None:
+        stale, self._stale_views = self._stale_views, set()
+        try:
             for subject in stale:
                 if subject == CREDENTIALS_VIEW:
                     await asyncio.to_thread(self._ledger.show_credentials)
                 else:
                     await asyncio.to_thread(self._ledger.show_rule, subject)
-        await self._settle()
+        except StoreError:
+            self._stale_views |= stale
+            raise
 
     async def _settle(self) -> None:
         """End the operations whose targets all follow, or whose deadline has passed."""
