@@ -132,7 +132,8 @@ class Cluster(Protocol):
     """One Kubernetes API server, for pull secrets.
 
     Raises `TargetUnreachable`, `TargetForbidden`, `TargetMissing` (no such namespace, or terminating),
-    `TargetChanged` (resourceVersion or another field manager) and nothing else.
+    `TargetChanged` (resourceVersion or another field manager), `TargetRefused` (its access leads to another
+    cluster by now) and nothing else.
     """
 
     name: str

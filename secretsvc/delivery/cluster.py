@@ -49,9 +49,7 @@ class ClusterTarget:
 
     async def identity(self) -> str:
         """Return the uid of the namespace kube-system."""
-        path = "/api/v1/namespaces/kube-system"
-        _, namespace = await self._api.request("GET", path, about="namespace kube-system")
-        return self._understood(_metadata, namespace).uid
+        return await self._api.identity()
 
     async def version(self) -> str:
         """Return the server's version, such as ``v1.36.3``."""

@@ -2,17 +2,21 @@
 
 Rules of this module:
 
-- Where the API server is and who we are there comes from a kubeconfig (current or named context: client
-  certificates, tokens, token files, exec plugins) or from the pod's service account, read by the official
-  package. It is read again every minute, so that rotated tokens and certificates are picked up, and after a
-  401. A reload that fails keeps the last good login. A plugin runs at the first request and after a 401.
+- Where the API server is and who we are there comes from a kubeconfig (client certificates, tokens, token
+  files, exec plugins) or from the pod's service account, read by the official package. It is read again every
+  minute, so that rotated tokens and certificates are picked up, and after a 401. A reload that fails keeps
+  the last good login. A plugin runs at the first request and after a 401.
+- One `KubeApi` talks to one cluster for as long as it lives. The context is chosen once: ``kubectl config
+  use-context`` moves nothing. A reload that leads to another server or CA is believed only when the uid of
+  the namespace kube-system there is the one first seen; anything else is refused, and nothing is sent.
 - Nothing is taken from the environment's proxy variables; redirects are not followed.
 - Every request that is sent here may be sent twice: the callers make them so (versions, preconditions,
   apply). Hence one more try on a connection that the server had closed, and on 429 and 503, for as long as
   the server's ``Retry-After`` is short.
 - Foreign errors become `core.errors`, in words of our own: an exception or an answer can quote what was sent.
 
-It knows no resource; `delivery.cluster` does. What an error answer means is told by `delivery.refusal`.
+It knows no resource but that namespace; `delivery.cluster` does. What an error answer means is told by
+`delivery.refusal`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from http import HTTPStatus
@@ -47,11 +50,12 @@ from kubernetes.config.incluster_config import (
 from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 from yarl import URL
 
-from secretsvc.core.errors import ConfigurationError, DeliveryError, TargetUnreachable
+from secretsvc.core.errors import ConfigurationError, DeliveryError, TargetRefused, TargetUnreachable
 from secretsvc.core.model import Secret
 from secretsvc.delivery.refusal import refusal
 
 JSON = "application/json"
+_IDENTITY: Final = "/api/v1/namespaces/kube-system"
 _RELOAD_EVERY: Final = 60.0
 _RETRIES: Final = 2
 _LONGEST_PAUSE: Final = 5.0
@@ -80,7 +84,7 @@ def connect(
     Args:
         name: what we call the cluster, for messages.
         kubeconfig: the file, or several joined by ``:``; None means the pod's service account.
-        context: a context's name; None means the current one.
+        context: a context's name; None means the one that is current now.
         account: where the service account is, when that is not where pods have it.
 
     Raises `ConfigurationError`, with a hint, when the files do not say how to reach the cluster.
@@ -107,6 +111,8 @@ class _Login:
     tls_digest: str
     tls_server_name: str | None
     proxy: Secret
+    place: str
+    """A digest of whom we talk to: another one when server, CA, verification or proxy is another."""
 
 
 class _Kubeconfig:
@@ -115,7 +121,7 @@ class _Kubeconfig:
     def __init__(self, cluster: str, path: Path, context: str | None) -> None:
         self._cluster = cluster
         self._path = path
-        self._context = context
+        self._context = context or ""
         self.plugin = False
         self.verifies = True
         self._describe()
@@ -137,17 +143,17 @@ class _Kubeconfig:
         return login
 
     def _describe(self) -> None:
-        """Find context, cluster and user, and say which one is missing."""
+        """Find context, cluster and user, keep the context's name, and say which one is missing."""
         config = self._read()
         if config is None:
             raise self._wrong("there is no such file")
         try:
             names = {entry["name"] for entry in config.safe_get("contexts") or []}
-            context = self._context or config.safe_get("current-context")
-            if context not in names:
-                known = ", ".join(sorted(names)) or "none"
-                raise self._wrong(f"it has no context {context or '(no current context)'}; it has {known}")
-            chosen = config["contexts"].get_with_name(context)["context"]
+            self._context = self._context or config.safe_get("current-context")
+            if self._context not in names:
+                known, wanted = ", ".join(sorted(names)) or "none", self._context or "(no current context)"
+                raise self._wrong(f"it has no context {wanted}; it has {known}")
+            chosen = config["contexts"].get_with_name(self._context)["context"]
             server = config["clusters"].get_with_name(chosen["cluster"])["cluster"]
             user = config["users"].get_with_name(chosen["user"])["user"] if chosen.safe_get("user") else {}
         except _UNUSABLE:
@@ -216,7 +222,15 @@ def _login(configuration: Configuration) -> _Login:
         digest,
         configuration.tls_server_name or None,
         Secret(configuration.proxy or ""),
+        _place(server, configuration),
     )
+
+
+def _place(server: str, configuration: Configuration) -> str:
+    ca = Path(configuration.ssl_ca_cert).read_bytes() if configuration.ssl_ca_cert else b""
+    name, proxy = configuration.tls_server_name or "", configuration.proxy or ""
+    parts = (server, name, proxy, str(configuration.verify_ssl), sha256(ca).hexdigest())
+    return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _authorization(configuration: Configuration) -> Secret:
@@ -282,6 +296,7 @@ class KubeApi:
         self.name = name
         self._source = source
         self._login = login
+        self._uid = ""
         self._read_at = -math.inf
         self._reading = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -290,6 +305,14 @@ class KubeApi:
     def verifies_server(self) -> bool:
         """False when the kubeconfig says ``insecure-skip-tls-verify``: anybody in between can read values."""
         return self._source.verifies
+
+    async def identity(self) -> str:
+        """Return the uid of the namespace kube-system; the first that is seen is the cluster's for good.
+
+        Raises what `request` raises, and `TargetRefused` (``ClusterChanged``) for another one.
+        """
+        _, namespace = await self.request("GET", _IDENTITY, about="namespace kube-system")
+        return self._recognised(namespace)
 
     async def request(
         self,
@@ -313,8 +336,8 @@ class KubeApi:
             content_type: of the body.
             accept: what we want to be answered.
 
-        Raises `TargetUnreachable`, `TargetForbidden`, `TargetMissing` (404, or a terminating namespace) and
-        `TargetChanged` (409).
+        Raises `TargetUnreachable`, `TargetForbidden`, `TargetMissing` (404, or a terminating namespace),
+        `TargetChanged` (409) and, with nothing sent, `TargetRefused` when the login leads to another cluster.
         """
         headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content_type})
         target = path + (f"?{urlencode(query, quote_via=quote)}" if query else "")
@@ -341,8 +364,11 @@ class KubeApi:
             if self._login is None:
                 self._login = await self._load()
             elif now - self._read_at >= _RELOAD_EVERY and not self._source.plugin:
-                with suppress(TargetUnreachable):
-                    self._login = _keep_tls(await self._load(), self._login)
+                try:
+                    new = await self._load()
+                except TargetUnreachable:
+                    new = self._login
+                self._login = await self._trusted(new, self._login)
             else:
                 return self._login
             self._read_at = now
@@ -352,9 +378,35 @@ class KubeApi:
         """Return a login that is newer than one that was answered 401."""
         async with self._reading:
             if self._login is refused or self._login is None:
-                self._login = _keep_tls(await self._load(), refused)
+                self._login = await self._trusted(await self._load(), refused)
                 self._read_at = asyncio.get_running_loop().time()
             return self._login
+
+    async def _trusted(self, new: _Login, old: _Login) -> _Login:
+        """Return the new login, once it is known to lead to the same cluster."""
+        if new.place != old.place and self._uid:
+            request = _Request("GET", _IDENTITY, {"Accept": JSON}, None)
+            reply = await self._patiently(new, request)
+            if reply.status >= HTTPStatus.MULTIPLE_CHOICES:
+                raise self._refused(reply, request, "namespace kube-system")
+            self._recognised(self._parsed(reply))
+        # The TLS context stays while its files are the same: connections are kept per context.
+        return replace(new, tls=old.tls) if new.tls_digest == old.tls_digest else new
+
+    def _recognised(self, kube_system: Mapping[str, Any]) -> str:
+        """Return the cluster's uid; the first one that is seen is what all others are compared with."""
+        metadata = kube_system.get("metadata")
+        uid = metadata.get("uid") if isinstance(metadata, dict) else None
+        if not isinstance(uid, str) or not uid:
+            raise self._not_kubernetes()
+        if self._uid not in {"", uid}:
+            raise TargetRefused(
+                f"cluster {self.name}: its access leads to another cluster than when we started",
+                hint="put the access back, or restart to deliver to that cluster from now on",
+                code="ClusterChanged",
+            )
+        self._uid = uid
+        return uid
 
     async def _load(self) -> _Login:
         try:
@@ -448,11 +500,6 @@ class KubeApi:
 def segment(name: str) -> str:
     """Return ``name`` quoted as one segment of a path."""
     return quote(name, safe="")
-
-
-def _keep_tls(new: _Login, old: _Login) -> _Login:
-    """Keep the TLS context while its files are the same: connections are kept per context."""
-    return replace(new, tls=old.tls) if new.tls_digest == old.tls_digest else new
 
 
 def _json_object(text: bytes) -> dict[str, Any] | None:
