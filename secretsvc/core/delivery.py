@@ -3,8 +3,12 @@
 Every Secret of ours carries a label and four annotations. The mark is a MAC over installation, rule,
 cluster, namespace and name, so a Secret that was copied, restored elsewhere or labelled by hand is not ours.
 The components say which publication of each credential is inside; a write that would let one of them fall is
-refused, whoever asks, which is what makes two leaders harmless. The content digest is keyed, so nobody can
-guess a value from it.
+refused, whoever asks, which is what makes two leaders harmless. They carry a MAC of their own: components
+that we did not write hold no write back (they are drift, and written over) and justify no removal, since
+nobody knows then how new the Secret is. The content digest is keyed, so nobody can guess a value from it.
+
+What a hand's edit leads to: of the label, the mark or the rule's name, a conflict, for the Secret is not
+provably ours any more; of components or content, that the next pass puts them back.
 
 Pure. It decides on facts that an adapter gathered; `workflows` carries the decision out. It does not know how
 a Secret's content is made (`core.dockerconfig`) or which namespaces a rule selects.
@@ -30,7 +34,7 @@ MARK = "secretsvc.io/mark"
 RULE = "secretsvc.io/rule"
 """Annotation: name of the rule it was made by."""
 COMPONENTS = "secretsvc.io/components"
-"""Annotation: JSON of `Components`."""
+"""Annotation: JSON of `Components`, and the MAC over them in this very place."""
 CONTENT = "secretsvc.io/content"
 """Annotation: keyed digest of the content."""
 
@@ -38,6 +42,7 @@ SECRET_TYPE = "kubernetes.io/dockerconfigjson"  # noqa: S105  # a type's name, n
 """The only type we write. A Secret's type can never be changed."""
 
 _MARK_PURPOSE = "secretsvc.io/mark/v1"
+_COMPONENTS_PURPOSE = "secretsvc.io/components/v1"
 _CONTENT_PURPOSE = "secretsvc.io/content/v1"
 
 
@@ -51,10 +56,13 @@ class Components:
     pubs: Mapping[str, int]
     """Credential uid to the publication inside."""
 
-    def encode(self) -> str:
-        """Return the annotation's text: the same components always give the same text."""
-        document = {"rule": self.rule_uid, "rev": self.rule_rev, "pubs": dict(self.pubs)}
-        return json.dumps(document, sort_keys=True, separators=(",", ":"))
+    def encode(self, mac: str = "") -> str:
+        """Return the annotation's text, or without ``mac`` what that is made over.
+
+        The same components always give the same text.
+        """
+        document: dict[str, object] = {"rule": self.rule_uid, "rev": self.rule_rev, "pubs": dict(self.pubs)}
+        return json.dumps(document | ({"mac": mac} if mac else {}), sort_keys=True, separators=(",", ":"))
 
     def falls_below(self, other: Components) -> str:
         """Return what would be lost by writing these over ``other``, in words; empty when nothing would.
@@ -83,12 +91,20 @@ def _precedes(rule_uid: str, other: str) -> bool:
 def components_of(metadata: SecretMetadata) -> Components | None:
     """Return what a Secret says it was made from; None when it does not say so in a form we wrote.
 
-    Believe it only of a Secret that `Marker.owner` knows.
+    Anybody who may edit the Secret can have written it: `Marker.components` tells what we wrote.
     """
+    claim = _claim(metadata)
+    return claim[0] if claim is not None else None
+
+
+def _claim(metadata: SecretMetadata) -> tuple[Components, str] | None:
+    """Return the components of the annotation, and the MAC that came with them."""
     try:
         document = json.loads(metadata.annotations.get(COMPONENTS, ""))
         pubs = {str(uid): _count(pub) for uid, pub in document["pubs"].items()}
-        return Components(str(document["rule"]), _count(document["rev"]), pubs)
+        made_from = Components(str(document["rule"]), _count(document["rev"]), pubs)
+        mac = str(document.get("mac", ""))
+        return made_from, mac if mac.isascii() else ""
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -147,10 +163,12 @@ class Marker:
             pubs: credential uid to the publication that ``content`` holds.
             content: the dockerconfigjson.
         """
+        mark = self._mark(rule.name, namespace, rule.secret_name)
+        made_from = Components(rule.uid, rule_rev, pubs)
         annotations = {
-            MARK: self._mark(rule.name, namespace, rule.secret_name),
+            MARK: mark,
             RULE: rule.name,
-            COMPONENTS: Components(rule.uid, rule_rev, pubs).encode(),
+            COMPONENTS: made_from.encode(self._mac(mark, made_from)),
             CONTENT: keyed_digest(self._keys.content, _CONTENT_PURPOSE, content.reveal()),
         }
         labels = {MANAGED: self._keys.installation}
@@ -163,6 +181,14 @@ class Marker:
             return None
         mark = self._mark(rule, found.namespace, found.name)
         return rule if same_digest(mark, found.annotations.get(MARK, "")) else None
+
+    def components(self, found: SecretMetadata) -> Components | None:
+        """Return what we made ``found`` from; None when it is not ours, or a hand changed its components."""
+        claim = _claim(found) if self.owner(found) is not None else None
+        if claim is None:
+            return None
+        made_from, mac = claim
+        return made_from if same_digest(mac, self._mac(found.annotations[MARK], made_from)) else None
 
     def decide(self, wanted: WantedSecret, found: SecretMetadata | None, in_sync_version: str) -> Decision:
         """Decide from metadata alone.
@@ -178,7 +204,7 @@ class Marker:
         refusal = self._refusal(wanted, found)
         if refusal is not None:
             return refusal
-        drift = _metadata_drift(wanted, found)
+        drift = self._metadata_drift(wanted, found)
         if drift is not None:
             return drift
         if found.resource_version != in_sync_version:
@@ -198,21 +224,33 @@ class Marker:
             )
         if live.dockerconfigjson != wanted.dockerconfigjson:
             return _data_drift(live.dockerconfigjson)
-        return _metadata_drift(wanted, live.metadata) or _IN_SYNC
+        return self._metadata_drift(wanted, live.metadata) or _IN_SYNC
 
-    def decide_removal(self, rule: PullSecretRule, found: SecretMetadata | None) -> Decision:
+    def decide_removal(self, rule: PullSecretRule, revision: int, found: SecretMetadata | None) -> Decision:
         """Decide about the Secret of a rule that is gone, or in a namespace that it no longer selects.
 
-        The same name may by now belong to somebody else, or to a later rule of that name.
+        The same name may by now belong to somebody else, to a later rule of that name, or to a later revision
+        of this one, which another worker knows already. What can not be told to be older stays.
+
+        Args:
+            rule: the rule that does not want it.
+            revision: the version of the rule's document.
+            found: the Secret of that name in that namespace, if there is one.
         """
         if found is None:
             return Decision(Action.UNCHANGED, "Absent", "The namespace has no such Secret.")
         refusal = self._not_ours(rule.name, found)
         if refusal is not None:
             return refusal
-        there = components_of(found)
-        if there is not None and _precedes(rule.uid, there.rule_uid):
+        there = self.components(found)
+        if there is None:
+            return Decision(Action.STALE, "ComponentsUnknown", _UNKNOWN)
+        if _precedes(rule.uid, there.rule_uid):
             return Decision(Action.STALE, "NewerRule", "The Secret was made by a later rule of that name.")
+        if there.rule_uid == rule.uid and there.rule_rev > revision:
+            return Decision(
+                Action.STALE, "NewerRevision", "The Secret was made by a later revision of the rule."
+            )
         return Decision(Action.REMOVE, "NotSelected", "The rule does not want a Secret here any more.")
 
     def _refusal(self, wanted: WantedSecret, found: SecretMetadata) -> Decision | None:
@@ -222,7 +260,7 @@ class Marker:
         not_ours = self._not_ours(wanted.annotations[RULE], found)
         if not_ours is not None:
             return not_ours
-        there, ours = components_of(found), components_of(_as_metadata(wanted))
+        there, ours = self.components(found), components_of(_as_metadata(wanted))
         loss = ours.falls_below(there) if there is not None and ours is not None else ""
         return Decision(Action.STALE, "NewerThere", f"The Secret is left alone: {loss}.") if loss else None
 
@@ -241,12 +279,30 @@ class Marker:
             return _conflict("OtherRule", f"The Secret belongs to the pull secret rule {owner}.")
         return None
 
+    def _metadata_drift(self, wanted: WantedSecret, found: SecretMetadata) -> Decision | None:
+        """Compare what is ours of the metadata; labels and annotations of others are theirs."""
+        differing = [key for key, value in wanted.annotations.items() if found.annotations.get(key) != value]
+        if any(found.labels.get(key) != value for key, value in wanted.labels.items()):
+            differing.append(MANAGED)
+        if not differing:
+            return None
+        if COMPONENTS in differing and self.components(found) is not None:
+            return Decision(Action.UPDATE, "NewComponents", "The Secret was made from an earlier state.")
+        return Decision(Action.UPDATE, "MetadataDrift", f"Not as wanted: {', '.join(sorted(differing))}.")
+
+    def _mac(self, mark: str, made_from: Components) -> str:
+        return keyed_digest(self._keys.ownership, _COMPONENTS_PURPOSE, mark, made_from.encode())
+
     def _mark(self, rule: str, namespace: str, name: str) -> str:
         installation = self._keys.installation
         parts = (_MARK_PURPOSE, installation, rule, self._cluster_uid, namespace, name)
         return keyed_digest(self._keys.ownership, *parts)
 
 
+_UNKNOWN = (
+    "Somebody changed the Secret's annotation secretsvc.io/components, so nobody knows how new it is; "
+    "delete the Secret by hand."
+)
 _IN_SYNC = Decision(Action.UNCHANGED, "InSync", "The Secret is as wanted.")
 
 
@@ -256,18 +312,6 @@ def _conflict(reason: str, message: str) -> Decision:
 
 def _as_metadata(wanted: WantedSecret) -> SecretMetadata:
     return SecretMetadata(wanted.namespace, wanted.name, "", "", wanted.labels, wanted.annotations)
-
-
-def _metadata_drift(wanted: WantedSecret, found: SecretMetadata) -> Decision | None:
-    """Compare what is ours of the metadata; labels and annotations of others are theirs."""
-    differing = [key for key, value in wanted.annotations.items() if found.annotations.get(key) != value]
-    if any(found.labels.get(key) != value for key, value in wanted.labels.items()):
-        differing.append(MANAGED)
-    if not differing:
-        return None
-    if COMPONENTS in differing and components_of(found) is not None:
-        return Decision(Action.UPDATE, "NewComponents", "The Secret was made from an earlier state.")
-    return Decision(Action.UPDATE, "MetadataDrift", f"Not as wanted: {', '.join(sorted(differing))}.")
 
 
 def _data_drift(there: Secret | None) -> Decision:

@@ -290,7 +290,7 @@ class _NamespacePass:
     async def remove(self, found: SecretMetadata) -> _Seen | None:
         """Take our Secret out of a namespace; None when nothing of ours is left there."""
         self._in_sync.pop((self._rule.uid, found.namespace), None)
-        decision = self._marker.decide_removal(self._rule, found)
+        decision = self._marker.decide_removal(self._rule, self._revision, found)
         if decision.action is not Action.REMOVE:
             return None
         try:

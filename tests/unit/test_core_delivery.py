@@ -237,18 +237,80 @@ def test_a_secret_of_another_place_is_never_written() -> None:
 
 
 def test_removal_takes_only_what_the_rule_made() -> None:
-    assert MARKER.decide_removal(rule(), None).action is Action.UNCHANGED
-    assert MARKER.decide_removal(rule(), found(want())).action is Action.REMOVE
+    assert MARKER.decide_removal(rule(), 2, None).action is Action.UNCHANGED
+    assert MARKER.decide_removal(rule(), 2, found(want())).action is Action.REMOVE
     theirs = found(want(rule=rule("platform")))
-    assert MARKER.decide_removal(rule(), theirs).reason == "OtherRule"
+    assert MARKER.decide_removal(rule(), 2, theirs).reason == "OtherRule"
     foreign = SecretMetadata("a", "pull-secret", "u", "7")
-    assert MARKER.decide_removal(rule(), foreign).reason == "NotOurs"
+    assert MARKER.decide_removal(rule(), 2, foreign).reason == "NotOurs"
 
 
 def test_a_tombstone_does_not_remove_what_a_later_rule_of_its_name_made() -> None:
-    later = found(want(rule=rule(uid=NEWER)))
-    assert MARKER.decide_removal(rule(uid=OLDER), later).action is Action.STALE
-    assert MARKER.decide_removal(rule(uid=NEWER), found(want(rule=rule(uid=OLDER)))).action is Action.REMOVE
+    later, earlier = found(want(rule=rule(uid=NEWER))), found(want(rev=9, rule=rule(uid=OLDER)))
+    assert MARKER.decide_removal(rule(uid=OLDER), 2, later).reason == "NewerRule"
+    assert MARKER.decide_removal(rule(uid=NEWER), 2, earlier).action is Action.REMOVE
+
+
+@pytest.mark.parametrize(("revision", "action"), [(1, Action.STALE), (2, Action.REMOVE), (3, Action.REMOVE)])
+def test_who_knows_an_old_revision_removes_nothing_of_a_later_one(revision: int, action: Action) -> None:
+    assert MARKER.decide_removal(rule(), revision, found(want(rev=2))).action is action
+
+
+# --- Edits by hand --------------------------------------------------------------------------------
+
+
+def edited(metadata: SecretMetadata, key: str, text: str) -> SecretMetadata:
+    return replace(metadata, annotations={**metadata.annotations, key: text})
+
+
+FORGED = Components(OLDER, 1, {"c1": 999})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(FORGED.encode(), id="a higher publication, no MAC"),
+        pytest.param(FORGED.encode("0" * 64), id="a made-up MAC"),
+        pytest.param(FORGED.encode("\ud800"), id="a MAC that is no text"),
+        pytest.param(Components("7" * 26, 1, {}).encode(), id="a later rule"),
+        pytest.param(want(pub=9, namespace="b").annotations[COMPONENTS], id="another namespace's"),
+        pytest.param(
+            Marker(keys(), "cluster-2").wanted(rule(), 9, "a", {"c1": 9}, CONTENT_1).annotations[COMPONENTS],
+            id="another cluster's",
+        ),
+        pytest.param("{}", id="nothing"),
+    ],
+)
+def test_components_that_we_did_not_write_are_put_right_and_remove_nothing(text: str) -> None:
+    there = edited(found(want()), COMPONENTS, text)
+    assert MARKER.components(there) is None
+    decision = MARKER.decide(want(), there, "7")
+    assert (decision.action, decision.reason) == (Action.UPDATE, "MetadataDrift")
+    assert MARKER.compare(want(), replace(live(want()), metadata=there)).reason == "MetadataDrift"
+    removal = MARKER.decide_removal(rule(), 1, there)
+    assert (removal.action, removal.reason) == (Action.STALE, "ComponentsUnknown")
+    assert "by hand" in removal.message
+
+
+def test_only_our_own_secrets_components_are_believed() -> None:
+    assert MARKER.components(found(want(pub=3))) == Components(OLDER, 1, {"c1": 3})
+    assert MARKER.components(edited(found(want()), MARK, "0" * 64)) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        (MARK, "MarkMismatch"),
+        (RULE, "MarkMismatch"),
+        (COMPONENTS, "MetadataDrift"),
+        (CONTENT, "MetadataDrift"),
+    ],
+)
+def test_what_a_hands_edit_of_one_annotation_leads_to(key: str, reason: str) -> None:
+    for there in (edited(found(want()), key, "edited"), without(found(want()), key)):
+        decision = MARKER.decide(want(), there, "7")
+        assert decision.reason == reason
+        assert decision.action is (Action.UPDATE if reason == "MetadataDrift" else Action.CONFLICT)
 
 
 def test_no_metadata_gives_the_content_away() -> None:
@@ -284,6 +346,14 @@ def wishes(draw: st.DrawFn) -> WantedSecret:
     return MARKER.wanted(rule(uid=made.rule_uid), made.rule_rev, "a", made.pubs, draw(contents))
 
 
+def mac_of_b(wanted: WantedSecret) -> str:
+    """Components with the MAC that they have in another namespace."""
+    made = components_of(found(wanted))
+    assert made is not None
+    elsewhere = MARKER.wanted(rule(uid=made.rule_uid), made.rule_rev, "b", made.pubs, CONTENT_1)
+    return elsewhere.annotations[COMPONENTS]
+
+
 def tampered() -> st.SearchStrategy[SecretMetadata]:
     """Metadata that is not ours: arbitrary, or ours with the mark, label or place changed."""
     texts = st.text(max_size=8)
@@ -316,14 +386,14 @@ def applied(wanted: WantedSecret, there: SecretMetadata | None) -> SecretMetadat
 @given(wishes(), tampered())
 def test_what_is_not_ours_is_never_written(wanted: WantedSecret, there: SecretMetadata) -> None:
     assert MARKER.decide(wanted, there, there.resource_version).action is Action.CONFLICT
-    assert MARKER.decide_removal(rule(), there).action is Action.CONFLICT
+    assert MARKER.decide_removal(rule(), 1, there).action is Action.CONFLICT
     read = LiveSecret(there, SECRET_TYPE, wanted.dockerconfigjson)
     assert MARKER.compare(wanted, read).action is Action.CONFLICT
 
 
 @given(wishes(), wishes())
 def test_no_write_lets_a_component_fall(wanted: WantedSecret, before: WantedSecret) -> None:
-    there, ours = components_of(found(before)), components_of(found(wanted))
+    there, ours = MARKER.components(found(before)), MARKER.components(found(wanted))
     assert there is not None
     assert ours is not None
     if MARKER.decide(wanted, found(before), "").action is Action.UPDATE:
@@ -362,5 +432,26 @@ def test_two_leaders_end_at_the_same_secret(wanted: list[WantedSecret]) -> None:
 
 @given(components)
 def test_components_survive_the_annotation(made: Components) -> None:
-    metadata = SecretMetadata("a", "n", "u", "1", {}, {COMPONENTS: made.encode()})
-    assert components_of(metadata) == made
+    wanted = want(made.rule_rev, rule=rule(uid=made.rule_uid), pubs=made.pubs)
+    assert MARKER.components(found(wanted)) == components_of(found(wanted)) == made
+
+
+@given(wishes(), st.one_of(st.text(max_size=60), components.map(Components.encode), wishes().map(mac_of_b)))
+def test_no_text_in_the_components_holds_a_write_back(wanted: WantedSecret, text: str) -> None:
+    """Whatever a hand puts there, the next pass writes over it, and it moves nobody to remove the Secret."""
+    there = edited(found(wanted), COMPONENTS, text)
+    assert MARKER.decide(wanted, there, there.resource_version).action is Action.UPDATE
+    after = applied(wanted, there)
+    assert MARKER.decide(wanted, after, after.resource_version).action is Action.UNCHANGED
+    assert MARKER.decide_removal(rule(), 9, there).action is Action.STALE
+
+
+@given(wishes(), st.integers(1, 3), uids)
+def test_no_removal_of_what_a_later_state_of_the_rule_made(
+    before: WantedSecret, revision: int, uid: str
+) -> None:
+    there = MARKER.components(found(before))
+    assert there is not None
+    if MARKER.decide_removal(rule(uid=uid), revision, found(before)).action is Action.REMOVE:
+        assert there.rule_uid != uid or there.rule_rev <= revision
+        assert (uid, there.rule_uid) != (OLDER, NEWER)
