@@ -13,12 +13,22 @@ from secretsvc.core.access import (
     Principal,
     Role,
 )
-from secretsvc.core.errors import Conflict, Forbidden, NotFound, StoreConflict, Unauthenticated
+from secretsvc.core.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    RecordDamaged,
+    StoreConflict,
+    Unauthenticated,
+)
 from secretsvc.core.ident import same_digest
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import AuditLog, Stored
 from secretsvc.core.tokens import ENTROPY_BYTES, is_well_formed, make_token, token_digest, token_id
+from secretsvc.telemetry.logs import get_logger
 from secretsvc.workflows.records import Desk
+
+_log = get_logger(__name__)
 
 DEFAULT_LIFETIME = timedelta(days=90)
 ADMIN_NAME = "admin"
@@ -90,18 +100,18 @@ class Gatekeeper:
         return sorted((found.record for found in self._live()), key=lambda principal: principal.name)
 
     def revoke(self, name: str, actor: str) -> None:
-        """End a token at once, by its principal's name."""
-        for found in self._live():
-            if found.record.name == name:
-                self._revoke(found, actor)
-                return
-        raise NotFound(f"there is no token {name!r}", hint="see `secretsvc token list`")
+        """End every token of a name at once; two made in the same moment may share it."""
+        found = [stored for stored in self._live() if stored.record.name == name]
+        if not found:
+            raise NotFound(f"there is no token {name!r}", hint="see `secretsvc token list`")
+        for stored in found:
+            self._revoke(stored, actor)
 
     def reset_admin(self, actor: str) -> Secret:
         """Make a new admin token and revoke the one before it."""
-        for found in self._live():
-            if found.record.name == ADMIN_NAME:
-                self._revoke(found, actor)
+        for stored in self._live():
+            if stored.record.name == ADMIN_NAME:
+                self._revoke(stored, actor)
         return self.issue(ADMIN_NAME, Role.ADMIN, None, actor)[1]
 
     def ensure_admin(self, actor: str) -> Secret | None:
@@ -111,8 +121,17 @@ class Gatekeeper:
         return self.issue(ADMIN_NAME, Role.ADMIN, None, actor)[1]
 
     def _live(self) -> list[Stored[Principal]]:
-        found = (self._desk.store.get(Principal, name) for name in self._desk.store.names(Principal))
-        return [stored for stored in found if stored is not None and stored.record.revoked_at is None]
+        """Return who may call. A damaged record lets nobody in, and must not keep others from being ended."""
+        live = []
+        for name in self._desk.store.names(Principal):
+            try:
+                stored = self._desk.store.get(Principal, name)
+            except RecordDamaged as exc:
+                _log.error("record.damaged", message=exc.message, hint=exc.hint)
+                continue
+            if stored is not None and stored.record.revoked_at is None:
+                live.append(stored)
+        return live
 
     def _revoke(self, stored: Stored[Principal], actor: str) -> None:
         ended = replace(stored.record, revoked_at=self._desk.clock())

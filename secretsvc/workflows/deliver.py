@@ -15,11 +15,13 @@ from secretsvc.core.delivery import Action, Decision, Marker, components_of
 from secretsvc.core.dockerconfig import render
 from secretsvc.core.errors import (
     DeliveryError,
+    InvalidInput,
     TargetChanged,
     TargetForbidden,
     TargetMissing,
     TargetRefused,
 )
+from secretsvc.core.model import Secret
 from secretsvc.core.ports import (
     AuthFileResult,
     AuthFiles,
@@ -55,11 +57,13 @@ class Pass:
     """Every target that the rule names, and those it no longer names whose removal did not succeed."""
     marks: dict[str, str] = field(default_factory=dict)
     """Auth files: auth key to the digest of what the file now holds of ours."""
+    looked: bool = True
+    """Every target was looked at; what is not among the deliveries holds nothing of the rule."""
 
     @property
     def removed(self) -> bool:
         """Nothing of the rule is left anywhere."""
-        return not self.deliveries
+        return self.looked and not self.deliveries
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +112,18 @@ class Deliverer:
         content = self._world.content(rule) if wished else _NOTHING
         cluster = self._clusters.get(rule.cluster)
         if cluster is None:
-            return self._all(wished, _Seen(DeliveryState.FAILED, "NoCluster", _no_cluster(rule.cluster)))
+            return self._all(
+                self._known(rule), _Seen(DeliveryState.FAILED, "NoCluster", _no_cluster(rule.cluster))
+            )
         if content.held:
             return self._all(wished, _Seen(DeliveryState.FAILED, "ValueUnreadable", content.held))
         try:
+            rendered = render(content.entries) if content.entries else None
             marker = await self._marker(cluster)
             found = await cluster.secrets_named(rule.secret_name)
-        except DeliveryError as exc:
-            unreached = wished or tuple(self._world.deliveries.get(rule.uid, {}))
-            return self._all(unreached, _failed(exc))
-        one = _NamespacePass(cluster, marker, rule, revision, content, self._in_sync)
+        except (DeliveryError, InvalidInput) as exc:
+            return self._all(self._known(rule), _failed(exc))
+        one = _NamespacePass(cluster, marker, rule, revision, content, rendered, self._in_sync)
 
         async def bring(namespace: str) -> Delivery | None:
             async with self._slots[rule.cluster]:
@@ -137,6 +143,10 @@ class Deliverer:
         done = await asyncio.gather(*(bring(namespace) for namespace in (*wished, *leaving)))
         return Pass({delivery.target: delivery for delivery in done if delivery is not None})
 
+    def _known(self, rule: PullSecretRule) -> tuple[str, ...]:
+        """Return the targets to speak of when none can be looked at: of a deleted rule those it had."""
+        return targets(rule) or tuple(self._world.deliveries.get(rule.uid, {}))
+
     async def _marker(self, cluster: Cluster) -> Marker:
         if cluster.name not in self._markers:
             self._markers[cluster.name] = Marker(self._world.keys, await cluster.identity())
@@ -152,12 +162,12 @@ class Deliverer:
         if content.held:
             outcome = _Seen(DeliveryState.FAILED, "ValueUnreadable", content.held)
             return Pass(self._all(wished, outcome).deliveries, marks)
-        wish = self._file_wish(rule, content, marks)
+        wish = self._file_wish(rule, content)
         if not wish.entries and not wish.remove:
             return Pass(self._all(wished, _waiting(content)).deliveries, marks if wished else {})
         try:
             result = await asyncio.to_thread(self._auth_files.write, wish)
-        except DeliveryError as exc:
+        except (DeliveryError, InvalidInput) as exc:
             gone = not wished and isinstance(exc, TargetMissing)
             return Pass({}) if gone else Pass(self._all((rule.path,), _failed(exc)).deliveries, marks)
         if not wished:
@@ -166,15 +176,16 @@ class Deliverer:
         seen(delivery)
         return Pass({rule.path: delivery}, dict(result.marks))
 
-    def _file_wish(self, rule: AuthFileRule, content: Content, marks: Mapping[str, str]) -> AuthFileWish:
+    def _file_wish(self, rule: AuthFileRule, content: Content) -> AuthFileWish:
         """Say what the file should hold; entries of ours that are not wanted any more go, unless kept."""
-        unwanted = frozenset(marks) - {entry.key for entry in content.entries}
+        accepted = self._world.accepted(rule)
+        unwanted = frozenset(accepted) - {entry.key for entry in content.entries}
         kept = rule.keep or content.missing
         return AuthFileWish(
             path=rule.path,
             dialect=rule.dialect,
             entries=content.entries,
-            accepted=self._world.accepted(rule),
+            accepted=accepted,
             digest=self._world.digest,
             remove=frozenset() if kept else unwanted,
         )
@@ -183,7 +194,7 @@ class Deliverer:
 
     def _all(self, names: Iterable[str], outcome: _Seen) -> Pass:
         """Say the same of every target that can not be looked at; what it held it still holds."""
-        return Pass({name: self._delivery(name, outcome) for name in names})
+        return Pass({name: self._delivery(name, outcome) for name in names}, looked=False)
 
     def _delivery(self, target: str, seen: _Seen) -> Delivery:
         return Delivery(target, seen.state, seen.reason, seen.message, self._clock(), seen.components)
@@ -199,6 +210,7 @@ class _NamespacePass:
         rule: PullSecretRule,
         revision: int,
         content: Content,
+        rendered: Secret | None,
         in_sync: dict[tuple[str, str], str],
     ) -> None:
         self._cluster = cluster
@@ -207,7 +219,7 @@ class _NamespacePass:
         self._revision = revision
         self._content = content
         self._in_sync = in_sync
-        self._rendered = render(content.entries) if content.entries else None
+        self._rendered = rendered
 
     def left_behind(self, found: Iterable[SecretMetadata], wished: Iterable[str]) -> list[str]:
         """Return the namespaces that hold a Secret of this rule and are not named by it any more."""
@@ -333,7 +345,7 @@ def _written(content: Content, result: AuthFileResult) -> _Seen:
     )
 
 
-def _failed(exc: DeliveryError) -> _Seen:
+def _failed(exc: DeliveryError | InvalidInput) -> _Seen:
     message = f"{exc.message} ({exc.hint})" if exc.hint else exc.message
     state = DeliveryState.FAILED
     if isinstance(exc, TargetForbidden):

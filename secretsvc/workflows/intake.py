@@ -95,9 +95,11 @@ class Intake:
         if stored is None:
             return Taken.DONE
         candidate = stored.record
+        if not self._belongs(candidate):
+            return self._take_orphan(stored)
         case = self._case(candidate.credential, candidate.credential_uid)
         if case is None:
-            return self._take_orphan(stored)
+            return Taken.EARLY
         if self._is_finished(case, candidate.id):
             self._store.remove(Candidate, candidate.id, stored.version)
             return Taken.DONE
@@ -201,6 +203,10 @@ class Intake:
                     "enter the value again, so that it is proved against the new place",
                 )
             )
+
+    def _belongs(self, candidate: Candidate) -> bool:
+        spec = self._store.get(CredentialSpec, candidate.credential)
+        return spec is not None and spec.record.uid == candidate.credential_uid and not spec.record.deleted_at
 
     def _take_orphan(self, stored: Stored[Candidate]) -> Taken:
         """Sweep a candidate whose credential is gone, or never came."""

@@ -165,10 +165,12 @@ def _outcome(rule: Rule, made: Pass, item: InboxItem, now: datetime) -> Operatio
     if bad:
         first = bad[0]
         failure = Failure(first.reason, f"{len(bad)} of {total} targets; {first.target}: {first.message}")
+    elif not made.looked:
+        failure = Failure("NotReached", "its targets could not be looked at; they still are tried")
     return Operation(
         id=item.id,
         kind=OperationKind.REMOVE if rule.deleted_at is not None else OperationKind.SYNC,
-        state=OperationState.FAILED if bad else OperationState.SUCCEEDED,
+        state=OperationState.FAILED if failure else OperationState.SUCCEEDED,
         requested_by=item.created_by,
         created_at=item.created_at,
         updated_at=now,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreConflict, StoreError
@@ -31,7 +33,7 @@ from secretsvc.core.rules import (
     DeliveryState,
     PullSecretRule,
 )
-from secretsvc.telemetry.logs import get_logger
+from secretsvc.telemetry.logs import describe, get_logger
 from secretsvc.workflows.deliver import Deliverer, Pass
 from secretsvc.workflows.intake import Intake, Taken
 from secretsvc.workflows.ledger import Ledger
@@ -39,6 +41,10 @@ from secretsvc.workflows.records import Desk
 from secretsvc.workflows.report import CREDENTIALS_VIEW
 from secretsvc.workflows.world import StoredRule, World
 
+ASKING = 16
+"""Registries asked at the same time."""
+ASKING_ONE = 4
+"""Questions to one registry at the same time."""
 POLL_S = 2.0
 DRIFT_S = 60.0
 """A settled rule is compared with its targets this often."""
@@ -65,6 +71,7 @@ _RULES: dict[str, type[PullSecretRule | AuthFileRule]] = {
     AuthFileRule.KIND: AuthFileRule,
 }
 _log = get_logger(__name__)
+A = TypeVar("A", str, InboxItem)
 
 
 @dataclass(slots=True)
@@ -110,9 +117,12 @@ class Worker:
         self._in_hand: set[str] = set()
         self._waiting: dict[str, tuple[float, float]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._gates: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._asking_threads = ThreadPoolExecutor(ASKING, thread_name_prefix="asking")
         self._tasks: set[asyncio.Task[None]] = set()
         self._stale_views: set[str] = set()
         self._views_written = 0.0
+        self._credentials_shown = 0.0
         self._reported: dict[str, dict[str, tuple[DeliveryState, str]]] = {}
         self._to_refresh: list[tuple[type, str]] = []
 
@@ -133,6 +143,7 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._asking_threads.shutdown(wait=False, cancel_futures=True)
             for cluster in self._clusters.values():
                 await cluster.close()
 
@@ -222,7 +233,7 @@ class Worker:
             taken = Taken.EARLY
             try:
                 if isinstance(request, Candidate):
-                    taken = await asyncio.to_thread(self._intake.take_candidate, request.id)
+                    taken = await self._asking(request.credential, self._intake.take_candidate, request.id)
                     await self._credential_changed(request.credential)
                 else:
                     taken = await self._take_item(Stored(request, stored.version))
@@ -233,6 +244,16 @@ class Worker:
                     self._later(request.id, _WAITING_S if taken is Taken.WAITING else _EARLY_S)
                 if request.id not in self._asked_items():
                     self._in_hand.discard(request.id)
+
+    async def _asking(self, credential: str, take: Callable[[A], Taken], request: A) -> Taken:
+        """Run what may ask a registry: on threads of its own, and few for one registry.
+
+        A registry that never answers then holds up neither the store, nor deliveries, nor other registries.
+        """
+        stored = self._world.credentials.get(credential)
+        registry = stored.record.registry if stored is not None else ""
+        async with self._gates.setdefault(registry, asyncio.Semaphore(ASKING_ONE)):
+            return await asyncio.get_running_loop().run_in_executor(self._asking_threads, take, request)
 
     def _later(self, name: str, pauses: tuple[float, float]) -> None:
         shortest, longest = pauses
@@ -250,7 +271,7 @@ class Worker:
     async def _take_item(self, stored: Stored[InboxItem]) -> Taken:
         item = stored.record
         if item.verb in (Verb.VALIDATE, Verb.ROLLBACK):
-            taken = await asyncio.to_thread(self._intake.take_verb, item)
+            taken = await self._asking(item.subject, self._intake.take_verb, item)
             await self._credential_changed(item.subject)
             if taken is not Taken.DONE:
                 return taken
@@ -361,7 +382,7 @@ class Worker:
         """Return how long to leave a rule alone, in seconds."""
         uid = stored.record.uid
         states = {delivery.state for delivery in made.deliveries.values()}
-        if states & {DeliveryState.FAILED, DeliveryState.DRIFTED}:
+        if not made.looked or states & {DeliveryState.FAILED, DeliveryState.DRIFTED}:
             return self._back_off(uid)
         self._rounds.failures.pop(uid, None)
         drift = DRIFT_S if isinstance(stored.record, PullSecretRule) else FILE_DRIFT_S
@@ -394,6 +415,12 @@ class Worker:
             await self._write_views()
         await self._settle()
 
+    async def _show_credentials(self) -> None:
+        """Have lists say what an operation did before its caller hears that it is done."""
+        if time.monotonic() - self._credentials_shown >= _TICK_S:
+            self._credentials_shown = time.monotonic()
+            await asyncio.to_thread(self._ledger.show_credentials)
+
     async def _write_views(self) -> None:
         stale, self._stale_views = self._stale_views, set()
         try:
@@ -414,6 +441,7 @@ class Worker:
             if progress.done < progress.total and not late:
                 continue
             failure = None if progress.done == progress.total else _stragglers(progress)
+            await self._show_credentials()
             with suppress(StoreConflict):
                 await asyncio.to_thread(self._intake.settle, state, op.id, progress, failure)
             await asyncio.to_thread(self._world.read_credential, state.name)
@@ -463,7 +491,7 @@ class Worker:
         """Log what nobody expected; one subject's trouble must not stop the others."""
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
-            _log.error("work.defect", exc_info=exc)
+            _log.error("work.defect", **describe(exc))
 
 
 async def _either(event: asyncio.Event, seconds: float) -> None:

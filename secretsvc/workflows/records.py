@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from secretsvc.core.errors import Conflict, NotFound, PreconditionFailed, StoreConflict
+from secretsvc.core.errors import Conflict, NotFound, PreconditionFailed, RecordDamaged, StoreConflict
 from secretsvc.core.ident import ulid
 from secretsvc.core.model import (
     CredentialSpec,
@@ -23,6 +23,9 @@ from secretsvc.core.rules import (
     AuthFileRule,
     PullSecretRule,
 )
+from secretsvc.telemetry.logs import get_logger
+
+_log = get_logger(__name__)
 
 Wish = RegistrySpec | CredentialSpec | PullSecretRule | AuthFileRule
 W = TypeVar("W", RegistrySpec, CredentialSpec, PullSecretRule, AuthFileRule)
@@ -57,10 +60,20 @@ class Desk:
             raise NotFound(f"there is no {word} {name!r}", hint=f"see `secretsvc {_noun(word)} list`")
         return stored
 
-    def all(self, kind: type[W]) -> Iterator[Stored[W]]:
-        """Yield every wish of a kind that is not deleted, by name."""
+    def all(self, kind: type[W], *, strict: bool = False) -> Iterator[Stored[W]]:
+        """Yield every wish of a kind that is not deleted, by name.
+
+        One damaged record does not stop what concerns the others, unless ``strict``: who deletes because
+        nothing uses a record must be able to read everything that might.
+        """
         for name in self.store.names(kind):
-            stored = self.store.get(kind, name)
+            try:
+                stored = self.store.get(kind, name)
+            except RecordDamaged as exc:
+                if strict:
+                    raise
+                _log.error("record.damaged", message=exc.message, hint=exc.hint)
+                continue
             if stored is not None and stored.record.deleted_at is None:
                 yield stored
 

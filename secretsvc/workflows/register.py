@@ -147,6 +147,8 @@ class Registrar:
         self._desk.ensure_free(CredentialSpec, draft.name)
         registry, is_new = self._registry_for(draft.registry, actor)
         verdict = self._proved(registry, draft.login, draft.name, actor, override=draft.allow_unverified)
+        if not is_new:
+            self._ensure_still(registry)
         credential = CredentialSpec(
             uid=self._desk.new_id(),
             name=draft.name,
@@ -179,11 +181,14 @@ class Registrar:
         self._desk.unchanged(stored, expected)
         registry = self._desk.find(RegistrySpec, stored.record.registry).record
         verdict = self._proved(registry, value.login, name, actor, override=value.allow_unverified)
-        candidate = self._candidate(stored.record, registry, value, verdict, actor)
-        self._desk.store.put(candidate.id, candidate, 0)
+        # Proving takes seconds: what the caller's If-Match is about is looked at again, and written first.
+        stored = self._desk.unchanged(self._desk.find(CredentialSpec, name), expected)
+        self._ensure_still(registry)
         wish = replace(stored.record, username=value.login.username, type=value.login.type)
         if wish != stored.record:
             stored = self._desk.replace(wish, stored.version, None)
+        candidate = self._candidate(stored.record, registry, value, verdict, actor)
+        self._desk.store.put(candidate.id, candidate, 0)
         self._desk.ring()
         self._audit.record("credential.replace", name, actor=actor, outcome=verdict.outcome)
         return Registered(stored, verdict, operation_id(candidate.id, stored.record.uid))
@@ -215,8 +220,10 @@ class Registrar:
 
     def users_of(self, name: str) -> list[str]:
         """Return the rules that name a credential, as ``kind/name``."""
-        pulls = [r.record for r in self._desk.all(PullSecretRule) if name in r.record.credentials]
-        files = [r.record for r in self._desk.all(AuthFileRule) if name in r.record.credentials]
+        pulls = [
+            r.record for r in self._desk.all(PullSecretRule, strict=True) if name in r.record.credentials
+        ]
+        files = [r.record for r in self._desk.all(AuthFileRule, strict=True) if name in r.record.credentials]
         return [f"pull-secret/{rule.name}" for rule in pulls] + [f"auth-file/{rule.name}" for rule in files]
 
     def validate(self, name: str, actor: str) -> str:
@@ -279,6 +286,17 @@ class Registrar:
                     hint=f"use the registry {found.record.name!r}",
                     code="HostTaken",
                 )
+
+    def _ensure_still(self, registry: RegistrySpec) -> None:
+        """Raise `Conflict` when the registry was deleted or moved while a value was proved against it."""
+        found = self._desk.store.get(RegistrySpec, registry.name)
+        gone = found is None or found.record.deleted_at is not None
+        if found is None or gone or found.record.binding() != registry.binding():
+            raise Conflict(
+                f"registry {registry.name!r} was changed while the value was proved against it",
+                hint="look at the registry, then send the value again",
+                code="RegistryChanged",
+            )
 
     def _registry_for(self, text: str, actor: str) -> tuple[RegistrySpec, bool]:
         """Return the registry that ``text`` names, and whether it is new and not stored yet."""

@@ -163,10 +163,10 @@ class Reporter:
         request, _, uid = identifier.partition("-")
         if not (is_ulid(request) and is_ulid(uid)):
             raise NotFound(f"there is no operation {identifier!r}")
-        found = self._open(request, uid) or self._finished(request, uid) or self._waiting(request)
-        if found is None:
-            # It may have moved from the inbox to the history between the two reads.
-            found = self._finished(request, uid)
+        # Read in the order in which a request moves on, so that it can not slip by between two reads.
+        waiting = self._waiting(request)
+        opened = self._open(request, uid)
+        found = self._finished(request, uid) or opened or waiting
         if found is None:
             raise NotFound(
                 f"there is no operation {identifier!r}", hint="a record keeps its last 50 operations"

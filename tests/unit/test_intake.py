@@ -383,3 +383,58 @@ def test_a_bad_host_is_a_fault_of_the_registry_field(bench: Bench) -> None:
     with pytest.raises(InvalidInput) as refused:
         bench.registrar.register(CredentialDraft("prod", "not a host:5000", login("x")), "ann")
     assert [fault.pointer for fault in refused.value.fields] == ["/registry"]
+
+
+def test_a_registry_that_goes_while_a_value_is_proved_is_a_conflict(bench: Bench) -> None:
+    bench.registrar.add_registry(RegistryDraft("reg", "reg.example.com"), "ann")
+
+    def delete_it(*_: object) -> Outcome:
+        bench.registrar.delete_registry("reg", None, "eve")
+        return Outcome.VALID
+
+    bench.prover.answer = delete_it
+    with pytest.raises(Conflict, match="changed while"):
+        bench.register()
+    assert bench.store.names(Candidate) == bench.store.names(CredentialSpec) == []
+
+
+def test_a_missing_registry_loses_no_value(bench: Bench) -> None:
+    name = bench.register()
+    registry = bench.store.get(RegistrySpec, "reg")
+    assert registry is not None
+    bench.store.remove(RegistrySpec, "reg", registry.version)
+    bench.clock.advance(hours=1)
+    assert bench.intake.take_candidate(name) is Taken.EARLY
+    bench.store.put("reg", registry.record, 0)
+    assert bench.intake.take_candidate(name) is Taken.DONE
+    assert bench.value(1) == "one"
+
+
+def test_a_new_value_is_not_stored_when_the_wish_changed_while_it_was_proved(bench: Bench) -> None:
+    bench.register()
+    bench.take_all()
+    version = bench.registrar.change_credential("prod", {"labels": {"a": "b"}}, None, "ann").version
+
+    def change_it(*_: object) -> Outcome:
+        bench.registrar.change_credential("prod", {"labels": {"c": "d"}}, None, "eve")
+        return Outcome.VALID
+
+    bench.prover.answer = change_it
+    with pytest.raises(PreconditionFailed):
+        bench.registrar.replace_value("prod", NewValue(login("two")), version, "ann")
+    assert bench.store.names(Candidate) == []
+
+
+def test_a_new_value_with_a_new_username_is_stored_whatever_labels_do(bench: Bench) -> None:
+    bench.register()
+    bench.take_all()
+
+    def change_it(*_: object) -> Outcome:
+        bench.registrar.change_credential("prod", {"labels": {"c": "d"}}, None, "eve")
+        return Outcome.VALID
+
+    bench.prover.answer = change_it
+    other = Login(CredentialType.TOKEN, "robot-2", Secret("two"))
+    made = bench.registrar.replace_value("prod", NewValue(other), None, "ann")
+    assert (made.credential.record.username, made.credential.record.labels) == ("robot-2", {"c": "d"})
+    assert [act.action for act in bench.audit.acts].count("credential.replace") == 1

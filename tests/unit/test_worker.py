@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
@@ -26,21 +27,25 @@ from secretsvc.core.model import (
     Login,
     OperationState,
     Outcome,
+    RegistrySpec,
     Secret,
 )
 from secretsvc.core.ports import LiveSecret, SecretMetadata
 from secretsvc.core.rules import (
     AuthFileRule,
     DeliveryState,
+    DeliveryView,
     Dialect,
     Observed,
     PullSecretRule,
 )
 from secretsvc.workflows.assign import Assigner, AuthFileDraft, PullSecretDraft
+from secretsvc.workflows.deliver import Deliverer
 from secretsvc.workflows.reconcile import Worker
 from secretsvc.workflows.records import Desk
 from secretsvc.workflows.register import CredentialDraft, NewValue, Registrar, RegistryDraft
 from secretsvc.workflows.report import Reporter
+from secretsvc.workflows.world import World
 from tests.fakecluster import FakeAuthFiles, FakeCluster
 from tests.fakes import CountingEntropy, FakeProver, ListAudit, MemoryStore, SettableClock
 
@@ -449,5 +454,117 @@ def test_our_secret_carries_the_installation(site: Site) -> None:
         await until(settled(site, site.register()))
         await until(settled(site, site.pull("a")))
         assert MANAGED in site.cluster.secrets[("a", "pull")].metadata.labels
+
+    work(site, story)
+
+
+def test_a_deletion_that_could_not_look_is_not_done(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+
+    work(site, story)
+    site.worker = None
+    operation = site.assigner.delete(PullSecretRule, "pull", None, "ann")
+    for name in site.store.names(DeliveryView):
+        stored = site.store.get(DeliveryView, name) if name != "credentials-0" else None
+        if stored is not None:
+            site.store.remove(DeliveryView, name, stored.version)
+    site.cluster.failure = TargetUnreachable("no route")
+
+    async def second() -> None:
+        await until(settled(site, operation))
+        assert site.reporter.operation(operation).operation.state is OperationState.FAILED
+        assert site.store.names(PullSecretRule) == ["pull"]
+        site.cluster.failure = None
+        await until(lambda: site.store.names(PullSecretRule) == [])
+        assert site.cluster.secrets == {}
+
+    work(site, second)
+
+
+def test_a_value_that_can_not_be_rendered_is_said_at_its_targets(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+        before = site.held("a")
+        await until(settled(site, site.register("second", "x" * 900_000)))
+        changed = PullSecretDraft("pull", "pull", ("prod", "second"), ("a",))
+        await until(settled(site, site.assigner.change_pull_secret(changed, None, "ann").operation))
+        found = site.state("a")
+        assert found is not None
+        assert found[0] is DeliveryState.FAILED
+        assert site.held("a") == before
+
+    work(site, story)
+
+
+def test_a_silent_registry_holds_up_nobody_else(site: Site) -> None:
+    release = threading.Event()
+
+    def answer(registry: RegistrySpec, _login: Login) -> Outcome:
+        if registry.name.startswith("silent") and asyncio_thread_of_work():
+            release.wait(10)
+            return Outcome.UNAVAILABLE
+        return Outcome.UNAVAILABLE if registry.name.startswith("silent") else Outcome.VALID
+
+    async def story() -> None:
+        site.prover.answer = answer
+        site.registrar.add_registry(RegistryDraft("silent", "silent.example.com"), "ann")
+        for number in range(40):
+            draft = CredentialDraft(f"silent-{number}", "silent", login("x"), allow_unverified=True)
+            site.registrar.register(draft, "ann")
+        await until(lambda: threading.active_count() > 4)
+        try:
+            await until(settled(site, site.register()))
+            await until(settled(site, site.pull("a")))
+            assert encoded("one") in site.held("a")
+        finally:
+            release.set()
+
+    work(site, story)
+
+
+def asyncio_thread_of_work() -> bool:
+    return threading.current_thread().name.startswith("asking")
+
+
+def test_an_operation_is_in_the_list_when_its_caller_hears_of_it(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        assert [line.state for line in site.reporter.credentials()[0]] == ["active"]
+
+    work(site, story)
+
+
+def test_a_worker_with_an_older_rule_deletes_nothing(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+
+    work(site, story)
+    older = World(site.store)
+    older.load(site.desk)
+    changed = PullSecretDraft("pull", "pull", ("prod",), ("a", "b"))
+
+    async def second() -> None:
+        await until(settled(site, site.assigner.change_pull_secret(changed, None, "ann").operation))
+        assert encoded("one") in site.held("b")
+        late = Deliverer(older, {"default": site.cluster}, site.files, site.clock)
+        for stored in older.rules.values():
+            await late.bring(stored, lambda _: None)
+        assert encoded("one") in site.held("b")
+
+    work(site, second)
+
+
+def test_an_operation_is_found_wherever_it_is_just_then(site: Site) -> None:
+    """Between any two reads of the look-up, work may move it from the inbox to the state to the history."""
+
+    async def story() -> None:
+        operations = [site.register(f"c{number}", "x") for number in range(20)]
+        for operation in operations:
+            while not site.reporter.operation(operation).operation.settled:
+                await asyncio.sleep(0)
 
     work(site, story)
