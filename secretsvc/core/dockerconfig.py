@@ -24,6 +24,7 @@ import base64
 import binascii
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ _AUTH_KEY = re.compile(
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_LINE_OR_NUL = re.compile(r"[\x00\r\n]")
+_LAYOUT = frozenset("\t\r\n")
 
 
 # --- Auth keys ------------------------------------------------------------------------------------
@@ -98,6 +99,25 @@ def _check_key(key: str) -> None:
 # --- Writing --------------------------------------------------------------------------------------
 
 
+def is_portable(value: str) -> bool:
+    """Whether every consumer gets ``value`` back from an ``auth`` as it is, and can log in with it.
+
+    Of control characters only the line ends and tabs inside a JSON object pass: a key file (Google's
+    ``_json_key``) has them by nature, base64 carries them, and registries take them. Elsewhere they are a
+    careless paste, and what follows a NUL docker and containers/image may cut. What `core.verdict` accepts
+    and what is rendered here go by this one rule, so that every value that is promoted can be delivered.
+    """
+    controls = {character for character in value if unicodedata.category(character) in {"Cc", "Cs"}}
+    return not controls or (controls <= _LAYOUT and _is_json_object(value))
+
+
+def _is_json_object(value: str) -> bool:
+    try:
+        return isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def auth_value(entry: AuthEntry) -> str:
     """Return the ``auth`` field of an entry.
 
@@ -108,14 +128,15 @@ def auth_value(entry: AuthEntry) -> str:
     username, value = entry.username, entry.secret.reveal()
     if not username or ":" in username or _CONTROL.search(username):
         raise _refused_entry(entry.key, "needs a username without ':' and control characters", "")
-    if not value or _LINE_OR_NUL.search(value):
-        raise _refused_entry(entry.key, "needs a value without line ends and NUL", "")
+    if not value or not is_portable(value):
+        problem = "needs a value without control characters (a key file in JSON may have line ends)"
+        raise _refused_entry(entry.key, problem, "")
     try:
         login = f"{username}:{value}".encode()
     except UnicodeEncodeError:
         login = b""
     if not login:
-        raise _refused_entry(entry.key, "holds half a character (a lone surrogate)", "")
+        raise _refused_entry(entry.key, "has a username with half a character (a lone surrogate)", "")
     return base64.b64encode(login).decode()
 
 

@@ -25,6 +25,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from secretsvc.core.dockerconfig import is_portable
 from secretsvc.core.model import (
     Outcome,
     Secret,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_SECRET_BYTES = 32_768
 """Longer values do not fit into the request headers that servers accept."""
+_MAX_USERNAME = 512
+"""Characters; registries' own limits are lower."""
 _CLOCK_SKEW = timedelta(seconds=60)
 _LONGEST_WAIT = timedelta(hours=1)
 """A registry that asks for more patience than this is asked again anyway."""
@@ -62,7 +65,8 @@ def check_login(login: Login, now: datetime) -> Decision | None:
     """Judge a login by itself; None when only the registry can tell.
 
     Catches what every consumer mangles (a ``:`` in the username, line ends in the secret) and a JWT that
-    says itself that it has expired, so that no request is spent on them.
+    says itself that it has expired, so that no request is spent on them. What passes can be delivered:
+    `core.dockerconfig.render` takes it, under any auth key that it takes.
     """
     fault = _username_fault(login.username) or _secret_fault(login.secret.reveal())
     if fault is not None:
@@ -77,6 +81,8 @@ def check_login(login: Login, now: datetime) -> Decision | None:
 def _username_fault(username: str) -> tuple[str, str] | None:
     if not username:
         return "UsernameEmpty", "A login needs a username; without one registries answer as to anybody."
+    if len(username) > _MAX_USERNAME:
+        return "UsernameTooLong", f"A username has at most {_MAX_USERNAME} characters."
     if ":" in username:
         return "UsernameHasColon", "A username can not hold ':', which separates it from the secret."
     if any(character.isspace() or _is_control(character) for character in username):
@@ -94,19 +100,13 @@ def _secret_fault(value: str) -> tuple[str, str] | None:
             "SecretHasOuterBlank",
             "The secret begins or ends with a blank or a line end; paste it without.",
         )
-    controls = {character for character in value if _is_control(character)}
-    if controls - {"\n", "\r", "\t"} or (controls and not _is_json_object(value)):
+    if not is_portable(value):
         return "SecretHasControlCharacter", "The secret holds a line end or another control character."
     return None
 
 
 def _is_control(character: str) -> bool:
     return unicodedata.category(character) in {"Cc", "Cs"}
-
-
-def _is_json_object(value: str) -> bool:
-    """Whether it is a key file in JSON (Google's ``_json_key``), the one secret with line ends by nature."""
-    return isinstance(_json(value), dict)
 
 
 def secret_expiry(secret: Secret) -> datetime | None:

@@ -93,7 +93,10 @@ def _std_decode(auth: str) -> bytes:
 
 characters = st.characters(exclude_categories=["Cs", "Cc"])
 usernames = st.text(characters.filter(lambda c: c != ":"), min_size=1, max_size=20)
-values = st.text(st.one_of(characters, st.sampled_from(":\"'\\$ \t")), min_size=1, max_size=40)
+key_files = st.dictionaries(st.text(characters), st.text(characters)).map(lambda d: json.dumps(d, indent=1))
+values = st.one_of(
+    st.text(st.one_of(characters, st.sampled_from(":\"'\\$ ")), min_size=1, max_size=40), key_files
+)
 labels = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8)
 hosts = st.builds(
     lambda parts, port: ".".join(parts) + (f":{port}" if port else ""),
@@ -161,6 +164,9 @@ def test_nothing_renders_to_no_logins() -> None:
         ("quay.io", "u", ""),
         ("quay.io", "u", "hunter2\n"),
         ("quay.io", "u", "hunter2\0"),
+        ("quay.io", "u", "hunter2\nhunter3"),
+        ("quay.io", "u", '{"hunter2":\n'),
+        ("quay.io", "u", '{"a":\n"hunter2\0"}'),
         ("quay.io", "u", "hunter2\ud800"),
         ("https://quay.io", "u", "p"),
         ("QUAY.io", "u", "p"),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secretsvc.core import dockerconfig
 from secretsvc.core import verdict as rules
 from secretsvc.core.model import (
     CredentialType,
@@ -18,6 +19,7 @@ from secretsvc.core.model import (
     Outcome,
     Secret,
 )
+from secretsvc.core.ports import AuthEntry
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 
@@ -47,7 +49,11 @@ def answer(status: int, body: object = b"", media: str = "application/json", ret
         ("a\n", "x", "UsernameHasBlank"),
         ("a\x00", "x", "UsernameHasBlank"),
         ("a\ud800", "x", "UsernameHasBlank"),
+        ("a" * 513, "x", "UsernameTooLong"),
         ("a", "", "SecretEmpty"),
+        ("a", '{"a":\n["b"]', "SecretHasControlCharacter"),
+        ("a", '["b",\n"c"]', "SecretHasControlCharacter"),
+        ("a", '{"a":\n"b\x00"}', "SecretHasControlCharacter"),
         ("a", "x\n", "SecretHasOuterBlank"),
         ("a", " x", "SecretHasOuterBlank"),
         ("a", "x\u00a0", "SecretHasOuterBlank"),
@@ -90,6 +96,29 @@ def test_a_jwt_past_its_time_is_expired_without_a_request() -> None:
     assert decision is not None
     assert decision.outcome is Outcome.EXPIRED
     assert secret not in repr(decision)
+
+
+anything = st.text(max_size=40)
+key_files = st.builds(
+    lambda document, indent, end: json.dumps(document, indent=indent).replace("\n", end),
+    st.dictionaries(anything, anything, max_size=4),
+    st.sampled_from([None, 0, 2, "\t"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+
+
+@given(
+    st.one_of(anything, st.text(st.characters(codec="ascii"), max_size=20)),
+    st.one_of(anything, key_files, st.text(st.sampled_from('{}":\n\r\t\0\x85 a'), max_size=12)),
+    st.sampled_from([dockerconfig.HUB_KEY, "r.example.com:5000", "r.example.com/a/b"]),
+)
+def test_what_is_accepted_can_be_delivered(username: str, secret: str, key: str) -> None:
+    given = login(username, secret)
+    if rules.check_login(given, NOW) is None:
+        wanted = AuthEntry(key, given.username, given.secret)
+        text = dockerconfig.render([wanted]).reveal()
+        assert dockerconfig.entries(dockerconfig.parse(text)) == ((wanted,), ())
+        assert dockerconfig.entries(dockerconfig.parse(dockerconfig.merge(None, [wanted])))[0] == (wanted,)
 
 
 @given(st.text(), st.text())
