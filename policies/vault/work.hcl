@@ -4,8 +4,8 @@
 #
 # mount: {{mount}}
 #
-# In short: it reads everything, is the only writer of facts, and removes what is done with. It can not make
-# a wish, nor alter a candidate, an inbox item, a generation or a key.
+# In short: it reads everything but who may call, is the only writer of facts, and removes what is done with.
+# It can not make a wish, nor alter a candidate, an inbox item, a generation or a key.
 #
 # Names are flat, so every path ends in one "+" (exactly one segment) and never in "*": a name with a slash or
 # dots in it matches nothing. What is not named here is denied.
@@ -53,15 +53,8 @@ path "{{mount}}/metadata/authfile/+" {
   capabilities = ["delete"]
 }
 
-path "{{mount}}/data/principal/+" {
-  capabilities = ["read", "update"]
-}
-path "{{mount}}/metadata/principal/" {
-  capabilities = ["list"]
-}
-path "{{mount}}/metadata/principal/+" {
-  capabilities = ["delete"]
-}
+# Absent on purpose: principal. Who may call the API is no business of work, which must not be able to let
+# itself in, or lock the admins out.
 
 # --- What serve hands over: read it, carry it out, remove it. Never change it. ---
 # A candidate holds a secret value.

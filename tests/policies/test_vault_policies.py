@@ -51,17 +51,18 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LOGIN = Login(CredentialType.TOKEN, "robot", Secret("value"))
 BOUND = Binding("r.test", (), insecure=False, ca_digest="")
 
-WISHES = ("registry", "credential", "pullsecret", "authfile", "principal")
+WISHES = ("registry", "credential", "pullsecret", "authfile")
+CALLERS = ("principal",)
 HANDED = ("candidate", "inbox")
 FACTS = ("state", "observed", "view", "history")
-KINDS = (*WISHES, *HANDED, *FACTS, "generation", "key")
+KINDS = (*WISHES, *CALLERS, *HANDED, *FACTS, "generation", "key")
 
 CREATE, READ, UPDATE, LIST, REMOVE = "create", "read", "update", "list", "remove"
 """Of a document: create (no version yet), read, update; list its folder; delete its metadata."""
 
 MAY: dict[str, dict[str, set[str]]] = {
     SERVE: {
-        **{kind: {CREATE, READ, UPDATE, LIST} for kind in WISHES},
+        **{kind: {CREATE, READ, UPDATE, LIST} for kind in (*WISHES, *CALLERS)},
         "candidate": {CREATE, LIST},
         "inbox": {CREATE, READ, LIST},
         **{kind: {READ, LIST} for kind in FACTS},
@@ -70,6 +71,7 @@ MAY: dict[str, dict[str, set[str]]] = {
     },
     WORK: {
         **{kind: {READ, UPDATE, LIST, REMOVE} for kind in WISHES},
+        "principal": set(),
         **{kind: {READ, LIST, REMOVE} for kind in HANDED},
         **{kind: {CREATE, READ, UPDATE, LIST, REMOVE} for kind in FACTS},
         "generation": {CREATE, READ, LIST, REMOVE},
@@ -271,6 +273,21 @@ def test_a_wish_goes_from_serve_to_work(serve: VaultStore, work: VaultStore, kin
     assert "wish" not in serve.names(type(record))
 
 
+def test_who_may_call_is_serves_alone(serve: VaultStore, work: VaultStore) -> None:
+    record = RECORDS["principal"]
+    version = serve.put("caller", record, serve.put("caller", record, 0))
+    for call in (
+        lambda: work.get(Principal, "caller"),
+        lambda: work.names(Principal),
+        lambda: work.put("caller", record, version),
+        lambda: work.put("intruder", record, 0),
+        lambda: work.remove(Principal, "caller", version),
+    ):
+        with pytest.raises(StoreDenied):
+            call()
+    assert "caller" in serve.names(Principal)
+
+
 @pytest.mark.parametrize("kind", HANDED)
 def test_what_is_handed_over_is_work_s_from_then_on(serve: VaultStore, work: VaultStore, kind: str) -> None:
     record = RECORDS[kind]
@@ -344,5 +361,5 @@ def test_one_process_with_both_policies_may_do_both(bao: OpenBao, grant: Grant) 
         version = both.put(name, record, 0)
         assert both.get(type(record), name) is not None
         assert name in both.names(type(record))
-        if kind != "key":
+        if kind not in {"key", "principal"}:
             both.remove(type(record), name, version)
