@@ -1,46 +1,35 @@
-"""``secretsvc serve`` and ``secretsvc work``: starting the two programs. The only door to gunicorn.
+"""``secretsvc serve`` and ``secretsvc work``: starting the two programs, apart or together.
 
-gunicorn runs one process of 16 threads, so that metrics and caches are whole; more capacity is more replicas.
-Its access log is off (ours is without query strings), and so is its control socket, which would offer to shut
-it down to whoever runs as the same user. It repeats nothing of a request, in the log or to the caller, not
-even one that is broken: a value may be pasted anywhere.
+How serve speaks HTTP is in `cli.webserver`, how the two are kept running together in `cli.parent`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shlex
 import signal
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
-from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-untyped]
-from gunicorn.http import errors as unreadable  # type: ignore[import-untyped]
-from gunicorn.util import write_nonblock  # type: ignore[import-untyped]
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from secretsvc import wiring
 from secretsvc.cli.parent import Parent
 from secretsvc.cli.session import Command, Session, pass_session
+from secretsvc.cli.webserver import Server, options_for
 from secretsvc.core.errors import ConfigurationError
 from secretsvc.settings import PREFIX, LogLevel, Settings, load_client, version
-from secretsvc.telemetry.logs import adopt, bind_context, describe, get_logger
+from secretsvc.telemetry.logs import get_logger
+from secretsvc.telemetry.redaction import Redactor
 
-_THREADS = 16
-_GRACE_S = 10
-"""How long requests under way may take when serve is told to stop."""
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where gunicorn's heartbeat file is no disk write
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
 
 _log = get_logger(__name__)
 _log_level = click.option(
@@ -68,8 +57,7 @@ def serve(session: Session, with_worker: bool, listen: str | None, log_level: st
     if settings.lifeline_fd is None:
         _ensure_port_free(settings)
         _tell_made(session, wiring.first_start(settings))
-    ring = _doorbell(settings.doorbell_fd)
-    _Server(settings, lambda: wiring.serve_app(settings, redactor, ring)).run()
+    Server(options_for(settings), lambda: _application(settings, redactor)).run()
     return 0
 
 
@@ -98,104 +86,11 @@ def _warn(settings: Settings) -> None:
 # --- serve ----------------------------------------------------------------------------------------
 
 
-class _Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's lines in our log, in our format."""
-
-    def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn has no types
-        super().setup(cfg)
-        adopt("gunicorn.error", "gunicorn.access")
-
-
-_REFUSALS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
-    (unreadable.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
-    (unreadable.LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
-    (unreadable.ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
-    (unreadable.UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
-    (unreadable.ParseException, HTTPStatus.BAD_REQUEST),
-    (ssl.SSLError, HTTPStatus.BAD_REQUEST),
-)
-"""What gunicorn can not make a request of, and how it is answered."""
-
-
-class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Tells what went wrong before the application was asked, without a word of what was sent."""
-
-    def handle_error(self, _req: object, client: Any, addr: Any, exc: Exception) -> None:  # noqa: ANN401  # as in the base class
-        bind_context()  # of the thread's request before this one
-        found = (status for kind, status in _REFUSALS if isinstance(exc, kind))
-        status = next(found, HTTPStatus.INTERNAL_SERVER_ERROR)
-        if status is HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.error("request.crashed", **describe(exc))
-        else:
-            source = addr[0] if addr else ""
-            _log.warning("request.unreadable", status=int(status), error=type(exc).__name__, source=source)
-        with suppress(OSError):
-            write_nonblock(client, _unreadable_answer(status))
-
-
-def _unreadable_answer(status: HTTPStatus) -> bytes:
-    """Return a whole HTTP answer with a problem as `web.problems` makes them."""
-    problem = {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": int(status),
-        "detail": "The request could not be read as HTTP.",
-        "code": "UnreadableRequest",
-        "request_id": "",
-        "errors": [],
-        "retryable": False,
-        "hint": "look at its first line, its headers and its length; nothing of it is repeated here",
-    }
-    body = json.dumps(problem).encode() + b"\n"
-    head = (
-        f"HTTP/1.1 {int(status)} {status.phrase}\r\nConnection: close\r\nCache-Control: no-store\r\n"
-        f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    def __init__(self, settings: Settings, make: Callable[[], Any]) -> None:
-        self._settings = settings
-        self._make = make
-        super().__init__()
-
-    def load_config(self) -> None:
-        for name, value in _gunicorn_options(self._settings).items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Any:  # noqa: ANN401  # a WSGI application; gunicorn has no types
-        """Make the application, in the process that will run it."""
-        if self._settings.lifeline_fd is not None:
-            _end_with_parent(self._settings.lifeline_fd)
-        return self._make()
-
-
-def _gunicorn_options(settings: Settings) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "bind": str(settings.listen),
-        "workers": 1,
-        "worker_class": _Worker,
-        "threads": _THREADS,
-        "control_socket_disable": True,
-        "accesslog": None,
-        "errorlog": "-",
-        "loglevel": _gunicorn_level(settings.log_level).value,
-        "logger_class": _Logger,
-        "graceful_timeout": _GRACE_S,
-        "keepalive": 5,
-        "proc_name": "secretsvc",
-    }
-    if _SHARED_MEMORY.is_dir():
-        options["worker_tmp_dir"] = str(_SHARED_MEMORY)
-    if settings.tls is not None:
-        options |= {"certfile": str(settings.tls.cert), "keyfile": str(settings.tls.key)}
-    return options
-
-
-def _gunicorn_level(wished: LogLevel) -> LogLevel:
-    """Return how much gunicorn may say: at DEBUG it would write the path of every request."""
-    return LogLevel.INFO if wished is LogLevel.DEBUG else wished
+def _application(settings: Settings, redactor: Redactor) -> WSGIApplication:
+    """Make the application, in the process that will run it."""
+    if settings.lifeline_fd is not None:
+        _end_with_parent(settings.lifeline_fd)
+    return wiring.serve_app(settings, redactor, _doorbell(settings.doorbell_fd))
 
 
 def _ensure_port_free(settings: Settings) -> None:
