@@ -240,7 +240,7 @@ def _delivery_row(row: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _history_table(generations: list[dict[str, Any]], operations: list[dict[str, Any]]) -> str:
-    parts = [aligned(("GENERATION", "STAGE"), [(row["number"], row["stage"]) for row in generations])]
+    parts = [aligned(("GENERATION", "STAGE"), [(row["number"], row["stage"] or "-") for row in generations])]
     rows = [
         (
             row["updated_at"],

@@ -74,15 +74,18 @@ def wanted(state: CredentialState, wave: int = 0) -> Wanted | None:
     return Wanted(head.pub, head.cur)
 
 
-def stage(state: CredentialState, number: int) -> Stage:
-    """Return what generation ``number`` is now."""
+def stage(state: CredentialState, number: int) -> Stage | None:
+    """Return what generation ``number`` is now.
+
+    None: it is not published any more, or never was; whether its registry still takes it is not known.
+    """
     if number == state.head.cur:
         return Stage.CURRENT
     if number == state.head.prev:
         return Stage.PREVIOUS
     if state.op is not None and state.op.to == number:
         return Stage.PENDING
-    return Stage.REVOKED
+    return None
 
 
 def claim(state: CredentialState, candidate: Candidate, now: datetime) -> CredentialState:

@@ -219,7 +219,12 @@ class GenerationAnswer(Schema):
     """A generation's number and stage; what it holds can not be read."""
 
     number = fields.Integer(required=True)
-    stage = _text(model.Stage)
+    stage = fields.String(
+        required=True,
+        allow_none=True,
+        validate=validate.OneOf([word.value for word in model.Stage]),
+        metadata={"description": "null: not published any more; whether the registry takes it is not known"},
+    )
 
 
 # --- Rules and deliveries -------------------------------------------------------------------------

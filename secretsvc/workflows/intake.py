@@ -19,7 +19,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from secretsvc.core.errors import RecordDamaged, StoreConflict
-from secretsvc.core.ident import keyed_digest
+from secretsvc.core.ident import keyed_digest, same_digest
 from secretsvc.core.model import (
     Candidate,
     CredentialSpec,
@@ -123,9 +123,30 @@ class Intake:
                 case, candidate = self._proved_again(case, candidate)
                 if not may_become_current(candidate.verdict, candidate.override):
                     return Taken.WAITING
+            if self._is_published(case, candidate):
+                return self._take_known(case, stored)
             case = self._superseded(case)
             case = self._write(case, claim(case.state, candidate, self._desk.clock()))
         self._publish(case, candidate)
+        self._store.remove(Candidate, candidate.id, stored.version)
+        return Taken.DONE
+
+    def _is_published(self, case: _Case, candidate: Candidate) -> bool:
+        """Whether this very value is current already: a new generation would only push out the previous."""
+        if not case.state.head.cur:
+            return False
+        current = self._store.get(Generation, generation_name(case.spec.uid, case.state.head.cur))
+        return (
+            current is not None
+            and current.record.bound_to == candidate.bound_to
+            and same_digest(current.record.fingerprint, self._fingerprint(case.spec, candidate.login))
+        )
+
+    def _take_known(self, case: _Case, stored: Stored[Candidate]) -> Taken:
+        candidate = stored.record
+        case = self._write(case, replace(case.state, verdict=candidate.verdict))
+        op = self._ended(candidate, OperationKind.REPLACE, verdict=candidate.verdict)
+        self.record(case.spec.uid, replace(op, reason="the value is the one that is published already"))
         self._store.remove(Candidate, candidate.id, stored.version)
         return Taken.DONE
 
@@ -218,18 +239,8 @@ class Intake:
         return Taken.DONE
 
     def _drop(self, case: _Case, candidate: Candidate, failure: Failure, verdict: Verdict) -> None:
-        now = self._desk.clock()
         kind = OperationKind.REPLACE if case.state.head.cur else OperationKind.REGISTER
-        op = Operation(
-            id=candidate.id,
-            kind=kind,
-            state=OperationState.FAILED,
-            requested_by=candidate.created_by,
-            created_at=candidate.created_at,
-            updated_at=now,
-            verdict=verdict,
-            failure=failure,
-        )
+        op = self._ended(candidate, kind, verdict, failure)
         if not case.state.head.cur:
             self._write(case, replace(case.state, verdict=verdict))
         self.record(case.spec.uid, op)
@@ -277,6 +288,10 @@ class Intake:
         )
 
     def _validate(self, case: _Case, item: InboxItem) -> None:
+        if not case.state.head.cur and self._ask_now(case):
+            state = self._store.get(CredentialState, case.spec.uid)
+            self._finish(case, item, state.record.verdict if state else None, None)
+            return
         current = self._readable(case, case.state.head.cur)
         verdict = self._prover.prove(case.registry, current.login)
         if verdict.accepted or verdict.refused or verdict.outcome is Outcome.UNVERIFIABLE:
@@ -286,6 +301,15 @@ class Intake:
             "credential.validate", case.spec.name, actor=item.created_by, outcome=verdict.outcome
         )
         self._finish(case, item, verdict, None)
+
+    def _ask_now(self, case: _Case) -> bool:
+        """Prove a value that waits unverified without waiting longer; False when there is none."""
+        for name in self._store.names(Candidate):
+            stored = self._store.get(Candidate, name)
+            if stored is not None and stored.record.credential_uid == case.spec.uid:
+                self.take_candidate(name)
+                return True
+        return False
 
     def _readable(self, case: _Case, number: int) -> Generation:
         """Return a generation whose value may be sent to its registry now."""
@@ -306,18 +330,26 @@ class Intake:
 
     def _finish(self, case: _Case, item: InboxItem, verdict: Verdict | None, failure: Failure | None) -> None:
         kind = OperationKind.ROLLBACK if item.verb is Verb.ROLLBACK else OperationKind.VALIDATE
-        op = Operation(
-            id=item.id,
+        op = replace(self._ended(item, kind, verdict, failure), reason=item.reason)
+        self.record(case.spec.uid, op)
+
+    def _ended(
+        self,
+        request: Candidate | InboxItem,
+        kind: OperationKind,
+        verdict: Verdict | None,
+        failure: Failure | None = None,
+    ) -> Operation:
+        return Operation(
+            id=request.id,
             kind=kind,
             state=OperationState.FAILED if failure else OperationState.SUCCEEDED,
-            requested_by=item.created_by,
-            created_at=item.created_at,
+            requested_by=request.created_by,
+            created_at=request.created_at,
             updated_at=self._desk.clock(),
             verdict=verdict,
             failure=failure,
-            reason=item.reason,
         )
-        self.record(case.spec.uid, op)
 
     # --- ends -------------------------------------------------------------------------------------
 

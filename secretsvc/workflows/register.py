@@ -337,10 +337,7 @@ class Registrar:
         if verdict.accepted or (override and not verdict.refused):
             return verdict
         self._audit.record("credential.refused", name, actor=actor, outcome=verdict.outcome)
-        hint = "correct the value and try again"
-        if not verdict.refused:
-            hint = "try again later, or keep it unverified with `allow_unverified` (`--allow-unverified`)"
-        raise NotProved(verdict.message, verdict, hint=hint)
+        raise NotProved(verdict.message, verdict, hint=_next_step(verdict))
 
     def _candidate(
         self,
@@ -363,6 +360,17 @@ class Registrar:
             override=override,
             expires_at=value.expires_at or verdict.expires_at,
         )
+
+
+def _next_step(verdict: Verdict) -> str:
+    if verdict.refused:
+        return "correct the value and try again"
+    if verdict.reason == "AddressNotAllowed":
+        return (
+            "a registry in a private network says so: `secretsvc registry add NAME HOST --network CIDR`, "
+            "or `registry set NAME --network CIDR` when it is described already"
+        )
+    return "try again later, or keep it unverified with `allow_unverified` (`--allow-unverified`)"
 
 
 def _host(text: str) -> str:

@@ -86,7 +86,7 @@ class GenerationReport:
     """One generation's number and stage; what it holds can not be read."""
 
     number: int
-    stage: Stage
+    stage: Stage | None
 
 
 class Reporter:

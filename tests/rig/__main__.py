@@ -13,6 +13,7 @@ import contextlib
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from tests.rig.registry import Registry, change_password
 
 NAMESPACES = ("team-a", "team-b", "team-c")
 USER = "robot$pull"
+SERVERS = ("registry", "kube", "openbao")
 
 
 @contextlib.contextmanager
@@ -33,8 +35,9 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
     """Start everything below ``folder``; yield the environment that finds it."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    for name in ("kube", "openbao"):
-        (folder / name).mkdir(exist_ok=True)
+    for name in SERVERS:  # what a run before this one left would not fit its fresh certificates
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir()
     passwords = {name: folder / f"{name}-password" for name in ("first", "second", "wrong")}
     for path in passwords.values():
         path.write_text(secrets.token_urlsafe(24) + "\n")
@@ -71,6 +74,7 @@ def main(arguments: list[str]) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    sys.stderr.write("rig: starting a registry, a Kubernetes control plane and OpenBao\n")
     with servers(folder) as environment:
         lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
         path = folder / "env"
@@ -79,6 +83,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(f"{lines}\nThe servers run until Ctrl-C. In another terminal: source {shown}\n")
         sys.stdout.flush()
         stop.wait()
+        path.unlink()
 
 
 if __name__ == "__main__":

@@ -438,3 +438,39 @@ def test_a_new_value_with_a_new_username_is_stored_whatever_labels_do(bench: Ben
     made = bench.registrar.replace_value("prod", NewValue(other), None, "ann")
     assert (made.credential.record.username, made.credential.record.labels) == ("robot-2", {"c": "d"})
     assert [act.action for act in bench.audit.acts].count("credential.replace") == 1
+
+
+def test_the_same_value_again_keeps_the_previous_one_in_reach(bench: Bench) -> None:
+    bench.register("one")
+    bench.take_all()
+    bench.put("two")
+    bench.take_all()
+    bench.settle()
+    head = bench.state.head
+    bench.put("two")
+    bench.take_all()
+    assert bench.state.head == head
+    assert bench.history[-1] is OperationState.SUCCEEDED
+    assert bench.store.names(Candidate) == []
+
+
+def test_the_same_value_is_a_new_generation_at_a_changed_registry(bench: Bench) -> None:
+    bench.register("one")
+    bench.take_all()
+    bench.settle()
+    bench.registrar.change_registry(RegistryDraft("reg", "moved.example.com"), None, "ann")
+    bench.put("one")
+    bench.take_all()
+    assert bench.state.head.cur == 2
+
+
+def test_validate_asks_at_once_about_a_value_that_waits(bench: Bench) -> None:
+    bench.prover.answer = Outcome.UNAVAILABLE
+    name = bench.register(allow_unverified=True)
+    assert bench.intake.take_candidate(name) is Taken.WAITING
+    verb(bench, lambda: bench.registrar.validate("prod", "ann"))
+    assert bench.state.head.cur == 0
+    bench.prover.answer = Outcome.VALID
+    verb(bench, lambda: bench.registrar.validate("prod", "ann"))
+    assert bench.state.head.cur == 1
+    assert bench.store.names(Candidate) == []

@@ -170,7 +170,7 @@ def test_rollback_takes_only_the_previous_generation() -> None:
 
 def test_stages() -> None:
     state = CredentialState("uid", "prod", head=Head(3, 3, 2), next_gen=4)
-    assert [stage(state, number) for number in (1, 2, 3)] == [Stage.REVOKED, Stage.PREVIOUS, Stage.CURRENT]
+    assert [stage(state, number) for number in (1, 2, 3)] == [None, Stage.PREVIOUS, Stage.CURRENT]
     assert stage(claim(state, candidate("c9"), NOON), 4) is Stage.PENDING
 
 
