@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -128,7 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
-    except Exception:  # noqa: BLE001  # the last resort; a plain traceback shows no values
-        traceback.print_exc()
+    except Exception as exc:  # noqa: BLE001  # the last resort
+        _tell_defect(exc)
         return Exit.DEFECT
     return code if isinstance(code, int) else Exit.OK
+
+
+def _tell_defect(error: Exception) -> None:
+    """Say where an error nobody foresaw happened, without its message: that may quote a value."""
+    from secretsvc.telemetry.logs import describe  # noqa: PLC0415  # takes longer than all of --help
+
+    found = describe(error)
+    places = found["places"] if isinstance(found["places"], list) else []
+    sys.stderr.write("\n  ".join([f"defect: {found['error']}", *places]) + "\n")

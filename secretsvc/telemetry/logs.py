@@ -8,8 +8,8 @@ The only door to structlog; everybody else asks `get_logger`. Rules:
   is every value that a `Redactor` holds. Control characters are escaped: one event can not forge another.
 - The standard library's loggers (gunicorn, urllib3, kubernetes ...) go through the same formatter. Libraries
   that could write requests are never below WARNING, even when we are at DEBUG.
-- A traceback is written without local variables, and of an error nobody foresaw only `describe` is
-  logged, since its message may quote what it failed on.
+- Of an exception, ours or one that a library hands to its logger, only `describe` is written: its message
+  may quote what it failed on. What is worth telling of an error of ours, its catcher logs as fields.
 
 What is not here: the audit log (`telemetry.audit`), which is made of such lines.
 """
@@ -55,7 +55,7 @@ _VALUE_NAMES = frozenset(
     }
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_MULTI_LINE = frozenset({"exception", "stack"})
+_MULTI_LINE = frozenset({"stack"})
 _MAX_FRAMES = 20
 
 
@@ -131,6 +131,9 @@ def bind_context(**fields: str) -> None:
 def describe(error: BaseException) -> dict[str, object]:
     """Return what may be logged of an error nobody foresaw: types and code places, never its message."""
     chain: list[str] = []
+    while isinstance(error, BaseExceptionGroup):  # a task group's: the first error tells where
+        chain.append(type(error).__qualname__)
+        error = error.exceptions[0]
     seen: BaseException | None = error
     while seen is not None and len(chain) < _MAX_FRAMES:
         chain.append(type(seen).__qualname__)
@@ -149,10 +152,23 @@ def _common() -> list[structlog.typing.Processor]:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _describe_exception,
         _strike_out_by_name,
         _escape_controls,
     ]
+
+
+def _describe_exception(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Replace ``exc_info``, in any of the forms that loggers take, by what may be told of it."""
+    given = event.pop("exc_info", None)
+    if given and not isinstance(given, tuple | BaseException):
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event.update({name: value for name, value in describe(error).items() if name not in event})
+    return event
 
 
 def _formatter(log_format: LogFormat, redactor: Redactor, *, colours: bool) -> logging.Formatter:
@@ -165,8 +181,7 @@ def _formatter(log_format: LogFormat, redactor: Redactor, *, colours: bool) -> l
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer(default=repr)
     else:
-        plain = structlog.dev.plain_traceback
-        renderer = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)
+        renderer = structlog.dev.ConsoleRenderer(colors=colours)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_common(),
         processors=[

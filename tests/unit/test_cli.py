@@ -296,3 +296,22 @@ def test_every_command_explains_itself() -> None:
                 visit(child, [*path, name], context)
 
     visit(cli, [], click.Context(cli))
+
+
+def test_a_defect_is_told_without_its_message() -> None:
+    """An error of a library may quote what it failed on."""
+    broken = f"""
+import sys, click
+from secretsvc.cli import cli, main
+
+@cli.command("break")
+def fail() -> None:
+    raise ValueError({CANARY!r})
+
+sys.exit(main(["break"]))
+"""
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, timeout=60)
+    assert done.returncode == Exit.DEFECT
+    assert "defect: ValueError" in done.stderr
+    assert " fail" in done.stderr
+    assert CANARY not in done.stdout + done.stderr

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -155,17 +156,39 @@ def test_adopted_loggers_use_our_handler(stream: io.StringIO) -> None:
     assert [line["event"] for line in lines(stream)] == ["hello"]
 
 
-def test_an_unforeseen_error_is_described_without_its_message() -> None:
-    def fail() -> None:
-        value = VALUE
-        raise ValueError(value) from KeyError(value)
+def fail() -> None:
+    value = VALUE
+    raise ValueError(value) from KeyError(value)
 
+
+def test_an_unforeseen_error_is_described_without_its_message() -> None:
     with pytest.raises(ValueError, match="canary") as caught:
         fail()
     described = describe(caught.value)
     assert described["error"] == "ValueError < KeyError"
     assert "fail" in str(described["places"])
     assert "canary" not in str(described)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_exception_s_message_is_written_whoever_logs_it(stream: io.StringIO, log_format: Any) -> None:
+    configure("info", log_format, Redactor(), stream)
+    ours, theirs = structlog.stdlib.get_logger("room"), logging.getLogger("gunicorn.error")
+    theirs.error("nothing", exc_info=True)  # noqa: LOG014  # as libraries do
+    try:
+        fail()
+    except ValueError as exc:
+        theirs.exception("oops")
+        theirs.exception("never retrieved", exc_info=(type(exc), exc, exc.__traceback__))
+        theirs.exception("a group", exc_info=ExceptionGroup(VALUE, [exc]))
+        ours.error("ours", exc_info=True)
+        ours.error("ours too", exc_info=exc)
+    text = stream.getvalue()
+    assert "canary" not in text
+    assert len(text.splitlines()) == 6
+    assert text.count("ValueError") == 5
+    assert "ExceptionGroup < ValueError" in text
+    assert text.count(" fail") == 5
 
 
 def test_an_act_is_one_line_with_the_request_it_belongs_to(stream: io.StringIO) -> None:
