@@ -17,7 +17,7 @@ import resource
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -336,11 +336,14 @@ def make_prover() -> RegistryProver:
     return Prover(Transport(_resolve, time.monotonic), now, secrets.token_bytes)
 
 
-def bootstrap_vault(where: VaultSettings, admin_token: Secret, secret_id_dir: Path | None) -> BootstrapReport:
+def bootstrap_vault(
+    where: VaultSettings, admin_token: Secret, secret_id_dir: Path | None, roles: Sequence[str]
+) -> BootstrapReport:
     """Make mount, policies and roles in Vault; see `store.bootstrap`."""
     from secretsvc.store.bootstrap import bootstrap  # noqa: PLC0415  # see the module's rules
 
-    return bootstrap(_vault_address(where), admin_token, secret_id_dir=secret_id_dir)
+    address = _vault_address(where)
+    return bootstrap(address, admin_token, secret_id_dir=secret_id_dir, secret_id_roles=roles)
 
 
 def _resolve(host: str, port: int) -> list[str]:

@@ -11,6 +11,9 @@ from secretsvc.cli.session import Group, Session, pass_session
 from secretsvc.cli.values import no_value_arguments, read_value
 from secretsvc.settings import load_vault_address
 
+ROLES = ("secretsvc", "secretsvc-serve", "secretsvc-work")
+"""The AppRoles; the first, for one process that is both programs, gets a secret id when none is named."""
+
 
 @click.group(cls=Group)
 def vault() -> None:
@@ -23,22 +26,38 @@ def vault() -> None:
 @click.option(
     "--secret-id-dir",
     type=click.Path(path_type=Path),
-    help="Make a secret id for each role, in files of mode 0600 here.",
+    help="Make a secret id, in a file of mode 0600 here. It is valid for 90 days.",
+)
+@click.option(
+    "--role",
+    "roles",
+    type=click.Choice(ROLES),
+    multiple=True,
+    help="For which role to make a secret id, repeatable [secretsvc, for `serve --with-worker`].",
 )
 @no_value_arguments
 @pass_session
-def bootstrap(session: Session, address: str | None, mount: str | None, secret_id_dir: Path | None) -> None:
+def bootstrap(
+    session: Session,
+    address: str | None,
+    mount: str | None,
+    secret_id_dir: Path | None,
+    roles: tuple[str, ...],
+) -> None:
     """Make the mount, the policies and the AppRoles that secretsvc needs. Doing it again changes nothing.
 
     \b
     secretsvc vault bootstrap --address https://vault.example.com:8200 < admin-token
+    secretsvc vault bootstrap --secret-id-dir ids --role secretsvc-serve --role secretsvc-work < admin-token
     """
+    if roles and secret_id_dir is None:
+        raise click.UsageError("--role says whose secret id to make; say where with --secret-id-dir.")
     given = {"VAULT_ADDR": address, "VAULT_MOUNT": mount}
     flags = session.flags | {name: value for name, value in given.items() if value}
     where = load_vault_address(session.environ, flags)
     token = read_value(f"Admin token of {where.address}")
     with session.terminal.waiting(f"preparing {where.address}"):
-        report = wiring.bootstrap_vault(where, token, secret_id_dir)
+        report = wiring.bootstrap_vault(where, token, secret_id_dir, roles or ROLES[:1])
     files = {role: str(path) for role, path in report.secret_id_files.items()}
     data = {"done": list(report.lines), "role_ids": dict(report.role_ids), "secret_id_files": files}
     lines = [*report.lines, "", *(f"role id of {role}: {name}" for role, name in report.role_ids.items())]

@@ -6,7 +6,9 @@ It makes the KV v2 mount (compare-and-set required, ten versions kept), the two 
 to be; what differs is set again.
 
 Refused: a mount that is not KV v2, and policies that another installation's mount stands in. Secret ids are
-made only on request, into files of mode 0600. The admin's token is used and forgotten.
+made only on request, for the roles that were asked for, into files of mode 0600; they expire after 90 days,
+so that one that was copied does not open the store for ever. Programs read the file again at each login: a
+new one needs no restart. The admin's token is used and forgotten.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import importlib.resources
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +38,8 @@ _POLICY_FILES: Final[Mapping[str, str]] = {SERVE: "serve.hcl", WORK: "work.hcl"}
 _KEPT_VERSIONS = 10
 _TOKEN_LIFE = 20 * 60
 _TOKEN_LONGEST_LIFE = 24 * 3600
+SECRET_ID_DAYS: Final = 90
+"""How long a secret id can be used to log in."""
 _MOUNT_LINE = "# mount: "
 _UPGRADE_TRIES = 120
 _UPGRADE_PAUSE_S = 0.25
@@ -64,6 +68,7 @@ def bootstrap(
     admin_token: Secret,
     *,
     secret_id_dir: Path | None = None,
+    secret_id_roles: Sequence[str] = (BOTH,),
     auth_mount: str = "approle",
 ) -> BootstrapReport:
     """Make or correct everything that secretsvc needs in Vault.
@@ -71,7 +76,8 @@ def bootstrap(
     Args:
         where: which Vault, and the mount to make.
         admin_token: may manage mounts, policies, auth methods and AppRoles.
-        secret_id_dir: makes a new secret id for each role and writes it to ``<role>.secret-id`` there.
+        secret_id_dir: makes new secret ids and writes them to ``<role>.secret-id`` there.
+        secret_id_roles: for which of `ROLES`.
         auth_mount: where the AppRole method is.
 
     Raises `StoreDenied` when the token may not, `StoreUnavailable` when Vault is not there, `StoreError` or
@@ -79,7 +85,7 @@ def bootstrap(
     """
     link = VaultLink(where)
     try:
-        return _Bootstrap(link, admin_token, auth_mount).run(secret_id_dir)
+        return _Bootstrap(link, admin_token, auth_mount).run(secret_id_dir, secret_id_roles)
     finally:
         link.close()
 
@@ -92,7 +98,7 @@ class _Bootstrap:
         self._auth = auth_mount
         self._lines: list[str] = []
 
-    def run(self, secret_id_dir: Path | None) -> BootstrapReport:
+    def run(self, secret_id_dir: Path | None, secret_id_roles: Sequence[str]) -> BootstrapReport:
         self._make_mount()
         self._configure_mount()
         for name in _POLICY_FILES:
@@ -101,7 +107,7 @@ class _Bootstrap:
         for role, policies in ROLES.items():
             self._make_role(role, policies)
         role_ids = {role: self._role_id(role) for role in ROLES}
-        files = {} if secret_id_dir is None else self._make_secret_ids(secret_id_dir)
+        files = {} if secret_id_dir is None else self._make_secret_ids(secret_id_dir, secret_id_roles)
         return BootstrapReport(tuple(self._lines), role_ids, files)
 
     def _make_mount(self) -> None:
@@ -183,6 +189,7 @@ class _Bootstrap:
             "token_max_ttl": _TOKEN_LONGEST_LIFE,
             "token_num_uses": 0,
             "bind_secret_id": True,
+            "secret_id_ttl": SECRET_ID_DAYS * 86400,
         }
         read = self._link.ask(lambda: approle.read_role(role, mount_point=auth))
         if not read.ok and not read.absent:
@@ -197,9 +204,9 @@ class _Bootstrap:
         answer = self._link.ask(lambda: approle.read_role_id(role, mount_point=self._auth))
         return str(self._must(answer, f"the role id of {role}").data["role_id"])
 
-    def _make_secret_ids(self, folder: Path) -> dict[str, Path]:
+    def _make_secret_ids(self, folder: Path, roles: Sequence[str]) -> dict[str, Path]:
         files = {}
-        for role in ROLES:
+        for role in dict.fromkeys(roles):
             path = folder / f"{role}.secret-id"
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -210,7 +217,10 @@ class _Bootstrap:
                     hint="Give --secret-id-dir a directory that this user may write.",
                 ) from exc
             files[role] = path
-            self._lines.append(f"secret id of {role}: made, in {path}; older ones stay valid")
+            self._lines.append(
+                f"secret id of {role}: made, in {path}, valid for {SECRET_ID_DAYS} days; "
+                "older ones stay valid for their time"
+            )
         return files
 
     def _secret_id(self, role: str) -> Secret:

