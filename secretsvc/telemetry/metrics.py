@@ -2,7 +2,8 @@
 
 State (credentials, deliveries, expiry) is not counted as it changes but read from a snapshot when somebody
 scrapes, so that it can not drift from the truth and what is gone is gone. When the store does not answer,
-``secretsvc_store_up`` is 0 and the state is absent rather than old. Requests and validations are counted.
+``secretsvc_store_up`` is 0 and the state is absent rather than old; while it takes its time to, scrapes show
+the last state for a minute. Requests and validations are counted.
 
 No label ever holds a namespace, a username, a path or anything else a caller may choose freely: routes
 are templates, and credentials are names that an admin gave.
@@ -11,7 +12,6 @@ are templates, and credentials are names that an admin gave.
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +22,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from secretsvc.telemetry.kept import Kept
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _FRESH_S = 5.0
+_STALE_S = 60.0
 CREDENTIAL_STATES = ("unverified", "active", "invalid", "expired", "stale")
 
 
@@ -66,7 +69,10 @@ class Metrics:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_StateCollector(version, _Kept(snapshot, monotonic)))
+        kept = Kept(
+            snapshot, Snapshot(store_up=False), fresh_s=_FRESH_S, stale_s=_STALE_S, monotonic=monotonic
+        )
+        self._registry.register(_StateCollector(version, kept))
         self._durations = Histogram(
             "secretsvc_http_request_duration_seconds",
             "Time from a request's arrival to its answer.",
@@ -97,23 +103,6 @@ class Metrics:
     def render(self) -> bytes:
         """Return everything in the text format, of the type `CONTENT_TYPE`."""
         return generate_latest(self._registry)
-
-
-class _Kept:
-    """Asks for a snapshot no more often than every 5 s."""
-
-    def __init__(self, snapshot: Callable[[], Snapshot], monotonic: Callable[[], float]) -> None:
-        self._snapshot = snapshot
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._kept: tuple[float, Snapshot] | None = None
-
-    def __call__(self) -> Snapshot:
-        with self._lock:
-            now = self._monotonic()
-            if self._kept is None or now - self._kept[0] >= _FRESH_S:
-                self._kept = now, self._snapshot()
-            return self._kept[1]
 
 
 class _StateCollector(Collector):
