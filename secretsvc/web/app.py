@@ -71,7 +71,7 @@ def create_app(given: Services) -> Flask:
     app.before_request(openapi.ensure_names)
     app.before_request(_check_body)
     app.after_request(_finish)
-    plain.register(app)
+    plain.register(app, given)
     openapi.document(app, given.version, _RESOURCES)
     problems.register(app)
     return app

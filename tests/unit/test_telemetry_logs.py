@@ -174,7 +174,7 @@ def test_an_unforeseen_error_is_described_without_its_message() -> None:
 def test_no_exception_s_message_is_written_whoever_logs_it(stream: io.StringIO, log_format: Any) -> None:
     configure("info", log_format, Redactor(), stream)
     ours, theirs = structlog.stdlib.get_logger("room"), logging.getLogger("gunicorn.error")
-    theirs.error("nothing", exc_info=True)  # noqa: LOG014  # as libraries do
+    theirs.error("nothing", exc_info=True)  # as libraries do
     try:
         fail()
     except ValueError as exc:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from secretsvc.core.errors import StoreUnavailable
+from secretsvc.core.errors import StoreDenied, StoreUnavailable
 from secretsvc.core.tokens import make_token
 from secretsvc.web.auth import Throttle
 from tests.fakes import SettableClock
@@ -148,15 +148,33 @@ def test_probes_and_metrics_need_no_token() -> None:
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_livez_never_touches_the_store_and_readyz_says_why_not() -> None:
+def test_livez_never_touches_the_store_and_readyz_tells_only_a_code() -> None:
     serving = Serving()
-    serving.store.failure = StoreUnavailable("vault is sealed", hint="unseal it")
+    where = "/etc/secretsvc/secret-id"
+    serving.store.failure = StoreDenied(f"refused {where}", hint=f"correct {where}", code="LoginRefused")
     assert serving.call("GET", "/livez", who=None).status_code == 200
     answer = serving.call("GET", "/readyz", who=None)
     assert answer.status_code == 503
     assert answer.json is not None
-    assert answer.json["hint"] == "unseal it"
+    assert answer.json["code"] == "LoginRefused"
+    assert where not in answer.text
+    assert serving.logs.getvalue().count(f"correct {where}") == 1
     assert serving.call("GET", "/whoami").status_code == 503
+
+
+def test_readyz_asks_the_store_once_a_second_whoever_calls() -> None:
+    serving = Serving()
+    assert serving.call("GET", "/readyz", who=None).status_code == 200
+    serving.store.failure = StoreUnavailable("sealed")
+    assert serving.call("GET", "/readyz", who=None).status_code == 200
+    for _ in range(3):
+        serving.ticking.seconds += 1
+        for _ in range(5):
+            assert serving.call("GET", "/readyz", who=None).status_code == 503
+    assert serving.logs.getvalue().count("store.not_ready") == 3
+    serving.store.failure = None
+    serving.ticking.seconds += 1
+    assert serving.call("GET", "/readyz", who=None).status_code == 200
 
 
 @pytest.mark.parametrize(
