@@ -5,8 +5,8 @@ Rules:
 - Everything needs a token but `PUBLIC`, unknown routes included: an anonymous caller learns nothing.
 - The token comes as ``Authorization: Bearer`` and in no other way, never in a URL or a cookie.
 - A viewer may GET; everything else is an admin's.
-- Who presents wrong tokens again and again is told to wait. That only concerns wrong tokens: a valid one is
-  never held up, so nobody can lock anybody out.
+- Who presents wrong tokens again and again is told to wait, and tokens that we do not know are not even
+  looked up then. A token that was valid lately is never held up, so nobody can lock its user out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from secretsvc.core.access import Principal
 from secretsvc.core.errors import Unauthenticated
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import Clock
+from secretsvc.core.tokens import token_digest
 from secretsvc.telemetry.logs import get_logger
 from secretsvc.web.services import admit, services
 
@@ -56,20 +57,55 @@ class Throttle:
         self._lock = threading.Lock()
         self._failures: OrderedDict[str, deque[datetime]] = OrderedDict()
 
-    def failed(self, source: str) -> int:
-        """Note a wrong token; return the seconds the source should wait, 0 while it is below the limit."""
-        now = self._clock()
+    def failed(self, source: str) -> None:
+        """Note a wrong token."""
         with self._lock:
             failures = self._failures.setdefault(source, deque(maxlen=self._allowed))
             self._failures.move_to_end(source)
             if len(self._failures) > self._most:
                 self._failures.popitem(last=False)
+            failures.append(self._clock())
+
+    def pause(self, source: str) -> int:
+        """Return the seconds the source should wait, 0 while it is below the limit."""
+        now = self._clock()
+        with self._lock:
+            failures = self._failures.get(source, deque())
             while failures and failures[0] <= now - self._window:
                 failures.popleft()
             if len(failures) < self._allowed:
-                failures.append(now)
                 return 0
             return max(1, round((failures[0] + self._window - now).total_seconds()))
+
+
+class Known:
+    """Remembers which tokens were valid lately, by digest.
+
+    Args:
+        most: how many are remembered; the one that was used longest ago is forgotten first.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._digests: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, digest: str) -> bool:
+        with self._lock:
+            return digest in self._digests
+
+    def add(self, digest: str) -> None:
+        """Remember a token that is valid."""
+        with self._lock:
+            self._digests[digest] = None
+            self._digests.move_to_end(digest)
+            if len(self._digests) > self._most:
+                self._digests.popitem(last=False)
+
+    def discard(self, digest: str) -> None:
+        """Forget a token."""
+        with self._lock:
+            self._digests.pop(digest, None)
 
 
 class Guard:
@@ -81,6 +117,7 @@ class Guard:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
+        self._known = Known()
 
     def __call__(self) -> None:
         """Find out who is calling and whether they may, or raise."""
@@ -94,17 +131,21 @@ class Guard:
 
     def _caller(self) -> Principal:
         token = _bearer()
+        if token is None:
+            return services().gatekeeper.authenticate(None)
+        digest, source = token_digest(token), request.remote_addr or "unknown"
+        pause = 0 if digest in self._known else self._throttle.pause(source)
+        if pause:
+            raise TooManyRequests(retry_after=pause)
         try:
-            return services().gatekeeper.authenticate(token)
+            caller = services().gatekeeper.authenticate(token)
         except Unauthenticated as exc:
-            if token is None:
-                raise
-            source = request.remote_addr or "unknown"
-            pause = self._throttle.failed(source)
-            if pause:
-                raise TooManyRequests(retry_after=pause) from None
+            self._known.discard(digest)
+            self._throttle.failed(source)
             _log.warning("access.refused", source=source, reason=exc.message)
             raise
+        self._known.add(digest)
+        return caller
 
 
 def _bearer() -> Secret | None:

@@ -69,7 +69,7 @@ _HINTS: dict[HTTPStatus, str] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "bodies are at most 64 KiB, a registry's with its CA 1 MiB",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "send JSON with `Content-Type: application/json`",
     HTTPStatus.UNPROCESSABLE_ENTITY: "correct the fields named in `errors`; /openapi.json describes them",
-    HTTPStatus.TOO_MANY_REQUESTS: "wait as long as Retry-After says; a valid token is never held up",
+    HTTPStatus.TOO_MANY_REQUESTS: "wait as long as Retry-After says; tokens in use are never held up",
     HTTPStatus.SERVICE_UNAVAILABLE: "try again in a moment; `secretsvc doctor` looks for the cause",
     HTTPStatus.BAD_GATEWAY: "`secretsvc doctor` looks for the cause",
     HTTPStatus.INTERNAL_SERVER_ERROR: "the service's log has the details under this request_id",

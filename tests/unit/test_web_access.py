@@ -9,7 +9,7 @@ import pytest
 
 from secretsvc.core.errors import StoreDenied, StoreUnavailable
 from secretsvc.core.tokens import make_token
-from secretsvc.web.auth import Throttle
+from secretsvc.web.auth import Known, Throttle
 from tests.fakes import SettableClock
 from tests.serving import Serving
 
@@ -116,8 +116,9 @@ def test_a_denial_and_who_did_what_are_recorded() -> None:
     ]
 
 
-def test_wrong_tokens_are_slowed_down_and_valid_ones_never() -> None:
+def test_wrong_tokens_are_slowed_down_and_those_in_use_never() -> None:
     serving = Serving()
+    assert open_path(serving, "GET", "/api/v1/whoami", serving.tokens["viewer"]) == 200
     wrong = make_token(b"\x09" * 32).reveal()
     statuses = [open_path(serving, "GET", "/api/v1/whoami", wrong) for _ in range(12)]
     assert statuses == [401] * 10 + [429] * 2
@@ -129,15 +130,46 @@ def test_wrong_tokens_are_slowed_down_and_valid_ones_never() -> None:
     assert answer.json["retryable"] is True
     serving.clock.advance(seconds=61)
     assert open_path(serving, "GET", "/api/v1/whoami", wrong) == 401
+    assert open_path(serving, "GET", "/api/v1/whoami", serving.tokens["admin"]) == 200
+
+
+def test_past_the_limit_tokens_we_do_not_know_are_not_looked_up() -> None:
+    serving = Serving()
+    serving.store.reads.clear()
+    statuses = [
+        open_path(serving, "GET", "/api/v1/whoami", make_token(bytes([number]) * 32).reveal())
+        for number in range(30)
+    ]
+    assert statuses == [401] * 10 + [429] * 20
+    assert len(serving.store.reads) == 10
+
+
+def test_a_token_in_use_that_is_revoked_is_slowed_down_like_any_other() -> None:
+    serving = Serving()
+    assert serving.call("GET", "/whoami", who="viewer").status_code == 200
+    assert serving.call("DELETE", "/tokens/viewer").status_code == 204
+    statuses = [serving.call("GET", "/whoami", who="viewer").status_code for _ in range(12)]
+    assert statuses == [401] * 10 + [429] * 2
 
 
 def test_a_throttle_remembers_a_bounded_number_of_sources() -> None:
     throttle = Throttle(SettableClock(), allowed=1, window=timedelta(minutes=1), sources=2)
-    assert throttle.failed("one") == 0
-    assert throttle.failed("one") > 0
-    assert throttle.failed("two") == 0
-    assert throttle.failed("three") == 0
-    assert throttle.failed("one") == 0
+    assert throttle.pause("one") == 0
+    throttle.failed("one")
+    assert throttle.pause("one") == 60
+    throttle.failed("two")
+    throttle.failed("three")
+    assert throttle.pause("three") == 60
+    assert throttle.pause("one") == 0
+
+
+def test_known_tokens_are_bounded_and_the_least_used_goes_first() -> None:
+    known = Known(most=2)
+    for digest in ("a", "b", "a", "c"):
+        known.add(digest)
+    assert [digest for digest in "abc" if digest in known] == ["a", "c"]
+    known.discard("a")
+    assert "a" not in known
 
 
 def test_probes_and_metrics_need_no_token() -> None:
