@@ -33,6 +33,12 @@ _DOCKER_HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io", _DOCKER_HUB_API, "
 _TOKEN_ONLY_HOSTS = frozenset({"registry.redhat.io", "registry.connect.redhat.com"})
 """Supported for production clusters with registry service accounts only (Red Hat's documentation)."""
 
+_TENANTS = re.compile(
+    r".+\.(azurecr\.(io|cn|us)|jfrog\.io|amazonaws\.com(\.cn)?|on\.aws|openshiftapps\.com"
+    r"|container-registry\.ovh\.net|tencentcloudcr\.com|sonatype\.app)\Z"
+)
+"""Names that one provider gives to many customers, missing from the public suffix list as such."""
+
 _DEFAULT_PORT = 443
 _MAX_HOST = 253
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
@@ -153,6 +159,15 @@ def _ascii(text: str) -> str:
     if not unchanged:
         raise _bad_host("The registry host has more than one reading; write it in its xn-- form.")
     return encoded.decode("ascii")
+
+
+def is_tenant(name: str) -> bool:
+    """Whether the names next to this one may belong to other customers of the same provider.
+
+    Args:
+        name: a host name without its port.
+    """
+    return _TENANTS.match(name) is not None
 
 
 def api_host(host: str) -> str:

@@ -4,7 +4,9 @@ Rules (those of distribution's ``realmAllowed``, the fix of CVE-2026-33540, and 
 
 - ``https``, unless the registry itself is marked insecure. No user, no fragment, no dot segments.
 - The host is the registry's own, or belongs to its kind, or shares its registrable domain by the public
-  suffix list (names only: an address matches nothing but itself), or an admin listed the URL's beginning.
+  suffix list, or an admin listed the URL's beginning. An address shares a domain with nothing. Nor does a
+  name below a suffix that the list does not know (``cluster.local``, ``corp.local``), where nobody can tell
+  where one owner ends and the next begins, or below one whose customers each get a name (``azurecr.io``).
 - The port is the registry's own or 443, unless the URL's beginning is listed.
 - A relative realm (``/token``) belongs to the registry.
 
@@ -21,7 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from publicsuffixlist import PublicSuffixList
 
 from secretsvc.core.errors import InvalidInput
-from secretsvc.core.kinds import api_host, normalise_host, profile, split_host
+from secretsvc.core.kinds import api_host, is_tenant, normalise_host, profile, split_host
 from secretsvc.core.model import RegistrySpec
 from secretsvc.registries.transport import Url, default_port
 
@@ -51,7 +53,7 @@ class RealmJudge:
     """Judges realms; holds the public suffix list."""
 
     def __init__(self) -> None:
-        self._suffixes = PublicSuffixList()
+        self._suffixes = PublicSuffixList(accept_unknown=False)
 
     def judge(self, realm: str, spec: RegistrySpec) -> Url:
         """Return the realm as a URL a login may be sent to.
@@ -78,7 +80,7 @@ class RealmJudge:
     def _belongs(self, host: str, own: str, spec: RegistrySpec) -> bool:
         if host in profile(spec.kind).realm_hosts:
             return True
-        if _is_address(host) or _is_address(own):
+        if _is_address(host) or _is_address(own) or is_tenant(own):
             return False
         domain = self._suffixes.privatesuffix(own)
         return domain is not None and self._suffixes.privatesuffix(host) == domain

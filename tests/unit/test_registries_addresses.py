@@ -65,6 +65,7 @@ def test_an_ipv4_address_hidden_in_ipv6_is_never_a_way_in(number: int) -> None:
 
 
 JUDGE = RealmJudge()
+SERVICE = "image-registry.openshift-image-registry.svc"
 
 
 def spec(host: str, **more: object) -> RegistrySpec:
@@ -85,6 +86,12 @@ def spec(host: str, **more: object) -> RegistrySpec:
          "sso.redhat.com"),
         (spec("registry.gitlab.com"), "https://gitlab.com/jwt/auth", "gitlab.com"),
         (spec("r.example.com"), "/token", "r.example.com"),
+        (spec("mine.azurecr.io"), "https://mine.azurecr.io/oauth2/token", "mine.azurecr.io"),
+        (spec("mine.jfrog.io:8443"), "https://mine.jfrog.io/t", "mine.jfrog.io"),
+        (spec(f"{SERVICE}:5000"), f"https://{SERVICE}:5000/openshift/token", f"{SERVICE}:5000"),
+        (spec("r.corp.local"), "https://r.corp.local/t", "r.corp.local"),
+        (spec("r.corp.local", realms=("https://auth.corp.local/",)), "https://auth.corp.local/t",
+         "auth.corp.local"),
         (spec("r.example.com"), "HTTPS://R.Example.COM/token", "r.example.com"),
         (spec("127.0.0.1:5000", insecure=True), "http://127.0.0.1:5000/token", "127.0.0.1:5000"),
         (spec("[::1]:5000"), "https://[::1]:5000/token", "[::1]:5000"),
@@ -131,6 +138,17 @@ REFUSED = [
     (spec("a.github.io"), "https://b.github.io/t"),
     (spec("a.azurecr.io"), "https://com/t"),
     (spec("registry.co.uk"), "https://other.co.uk/t"),
+    (spec(f"{SERVICE}.cluster.local:5000"), "https://evil.attacker.svc.cluster.local:5000/t"),
+    (spec(f"{SERVICE}:5000"), "https://evil.openshift-image-registry.svc:5000/t"),
+    (spec(f"{SERVICE}:5000"), "https://evil.attacker.svc:5000/t"),
+    (spec("r.corp.local"), "https://evil.corp.local/t"),
+    (spec("r.corp.internal"), "https://evil.corp.internal/t"),
+    (spec("mine.azurecr.io"), "https://evil.azurecr.io/t"),
+    (spec("mine.azurecr.cn", kind=RegistryKind.ACR), "https://evil.azurecr.cn/t"),
+    (spec("mine.jfrog.io"), "https://evil.jfrog.io/t"),
+    (spec("1.dkr.ecr.eu-west-1.amazonaws.com"), "https://x.dkr.ecr.eu-west-1.amazonaws.com/t"),
+    (spec("vpce-1.dkr.ecr.us-east-1.vpce.amazonaws.com"), "https://evil.us-east-1.vpce.amazonaws.com/t"),
+    (spec("r.apps.a.p1.openshiftapps.com"), "https://evil.apps.b.p1.openshiftapps.com/t"),
     (spec("10.0.0.1"), "https://10.0.0.2/t"),
     (spec("10.0.0.1"), "https://192.168.0.1/t"),
     (spec("127.0.0.1:5000", insecure=True), "http://127.0.0.1:5001/t"),
