@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secretsvc.core.access import LOCAL_ACTOR
 from secretsvc.core.errors import ConfigurationError, SecretsvcError, StoreUnavailable
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import CredentialStore, RegistryProver
@@ -47,8 +48,6 @@ DEFAULT_CLUSTER = "default"
 """The cluster that the settings give."""
 SECRET_VERBS = ("list", "get", "create", "patch", "delete")
 """What delivering into namespaces needs to be allowed on Secrets."""
-LOCAL_ACTOR = "local"
-"""Who acts when nobody called: the first start, and whoever may run commands as the service's user."""
 
 
 @dataclass(frozen=True, slots=True)

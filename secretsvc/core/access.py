@@ -10,6 +10,10 @@ from typing import ClassVar, Self
 
 from secretsvc.core.model import Secret
 
+LOCAL_ACTOR = "local"
+"""Who acts when nobody called: the first start, and whoever may run commands as the service's user. No token
+may have this name."""
+
 
 class Role(StrEnum):
     """What a principal may do: ``admin`` everything, ``viewer`` read."""

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict, deque
 from datetime import datetime, timedelta
 
-from flask import request
+from flask import g, request
 from werkzeug.exceptions import TooManyRequests
 
 from secretsvc.core.access import Principal
@@ -23,7 +23,7 @@ from secretsvc.core.errors import Unauthenticated
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import Clock
 from secretsvc.core.tokens import token_digest
-from secretsvc.telemetry.logs import get_logger
+from secretsvc.telemetry.logs import bind_context, get_logger
 from secretsvc.web.services import admit, services
 
 PUBLIC = frozenset({"livez", "readyz", "metrics"})
@@ -125,6 +125,8 @@ class Guard:
             return
         caller = self._caller()
         admit(caller)
+        # Names of principals can be used again; the id tells in every line, the audit's too, which it was.
+        bind_context(request_id=g.request_id, actor_id=caller.id)
         if request.url_rule is not None:
             action = f"{request.method} {request.url_rule.rule}"
             services().gatekeeper.authorize(caller, action, writes=request.method not in READING)

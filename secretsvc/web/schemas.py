@@ -21,7 +21,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from secretsvc.core.access import Role
+from secretsvc.core.access import LOCAL_ACTOR, Role
 from secretsvc.core.ident import NAME_RULE
 from secretsvc.core.model import (
     CredentialType,
@@ -362,7 +362,13 @@ class NewAuthFile(AuthFileChange):
 class NewToken(Input):
     """A new API token."""
 
-    name = _name(required=True)
+    name = fields.String(
+        required=True,
+        validate=[
+            Pattern(NAME_PATTERN, f"A name is {NAME_RULE}."),
+            validate.NoneOf([LOCAL_ACTOR], error=f"`{LOCAL_ACTOR}` is who acts on this machine."),
+        ],
+    )
     role = _word(Role, required=True)
     expires_in = Duration(_SHORTEST_TOKEN, _LONGEST_TOKEN, load_default=timedelta(days=90))
 

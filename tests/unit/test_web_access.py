@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 
 import pytest
 
+from secretsvc.core.access import LOCAL_ACTOR
 from secretsvc.core.errors import StoreDenied, StoreUnavailable
-from secretsvc.core.tokens import make_token
+from secretsvc.core.model import Secret
+from secretsvc.core.tokens import make_token, token_digest, token_id
 from secretsvc.web.auth import Known, Throttle
 from tests.fakes import SettableClock
 from tests.serving import Serving
@@ -114,6 +117,26 @@ def test_a_denial_and_who_did_what_are_recorded() -> None:
     assert [(act.subject, act.actor) for act in denied] == [
         ("DELETE /api/v1/credentials/<name:name>", "viewer")
     ]
+
+
+def test_no_token_is_named_like_who_acts_on_the_machine() -> None:
+    refused = Serving().call("POST", "/tokens", json={"name": LOCAL_ACTOR, "role": "admin"})
+    assert refused.status_code == 422
+    assert refused.json is not None
+    assert refused.json["errors"][0]["pointer"] == "/name"
+
+
+def test_lines_tell_principals_of_one_name_apart_and_only_for_their_request() -> None:
+    serving = Serving()
+    token = serving.tokens["viewer"]
+    serving.call("GET", "/whoami", who="viewer")
+    serving.call("GET", "/whoami", who=None)
+    lines = [json.loads(line) for line in serving.logs.getvalue().splitlines()]
+    mine, nobody = [line for line in lines if line["event"] == "http.request"]
+    assert mine["actor_id"] == token_id(token_digest(Secret(token)))
+    assert mine["request_id"]
+    assert "actor_id" not in nobody
+    assert token not in serving.logs.getvalue()
 
 
 def test_wrong_tokens_are_slowed_down_and_those_in_use_never() -> None:
