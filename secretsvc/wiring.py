@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secretsvc.core.access import LOCAL_ACTOR
-from secretsvc.core.errors import ConfigurationError, SecretsvcError, StoreUnavailable
+from secretsvc.core.errors import ConfigurationError, SecretsvcError, StoreDenied, StoreUnavailable
 from secretsvc.core.model import Secret
 from secretsvc.core.ports import CredentialStore, RegistryProver
 from secretsvc.settings import ClientSettings, LogFormat, Settings, StoreKind, VaultSettings, version
@@ -48,6 +48,8 @@ DEFAULT_CLUSTER = "default"
 """The cluster that the settings give."""
 SECRET_VERBS = ("list", "get", "create", "patch", "delete")
 """What delivering into namespaces needs to be allowed on Secrets."""
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,19 @@ def first_start(settings: Settings) -> FirstStart:
 
 
 def _make_admin(settings: Settings) -> bool:
-    """Make the first admin token; a store that is away matters only when there has been no start before."""
+    """Make the first admin token.
+
+    A store that is away or refuses our login matters only when there has been no start before. Otherwise we
+    stay up, not ready, and notice when it is put right: to end and be started again would be to log in again
+    and again, which locks the account.
+    """
     store = open_store(settings)
     try:
         token = _gatekeeper(_desk(store, _silence)).ensure_admin(LOCAL_ACTOR)
-    except StoreUnavailable:
+    except (StoreUnavailable, StoreDenied) as exc:
         if not settings.admin_token_file.exists():
             raise
+        _log.warning("store.not_ready", reason=exc.code, message=exc.message, hint=exc.hint)
         return False
     finally:
         store.close()

@@ -36,8 +36,9 @@ STOP_S = 20.0
 _PAUSES_S = (0.5, 30.0)
 _HEALTHY_S = 60.0
 """A child that ran this long starts with the shortest pause again."""
-_READY_POLL_S = 0.1
+_READY_POLL_S = (0.1, 2.0)
 _READY_PATIENCE_S = 30.0
+"""After so long it is told once and asked with the longer pause: every question is some lines in the log."""
 _PROBE_S = 5.0
 
 
@@ -152,7 +153,7 @@ class Parent:
                 told = True
                 self._log.warning("not.ready", status=status, url=f"{self._settings.url}/readyz")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _READY_POLL_S)
+                await asyncio.wait_for(self._stop.wait(), _READY_POLL_S[told])
 
 
 async def _probe(settings: Settings) -> int:
