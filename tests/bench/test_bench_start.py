@@ -12,7 +12,7 @@ from tests.rig.service import Service
 
 pytestmark = pytest.mark.bench
 
-_STARTS = 6
+_STARTS = 5
 _GOAL_S = 5.0
 
 
