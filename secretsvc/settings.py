@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -296,6 +297,7 @@ def _tls(source: _Source) -> TlsFiles | None:
         return None
     for name, path in (("TLS_CERT", cert), ("TLS_KEY", key)):
         source.readable(name, path)
+    source.private("TLS_KEY", key)
     return TlsFiles(cert, key)
 
 
@@ -429,6 +431,18 @@ class _Source:
             self.fault(name, f"there is no file {path}")
         elif not os.access(path, os.R_OK):
             self.fault(name, f"{path} can not be read by this user")
+
+    def private(self, name: str, path: Path) -> None:
+        """Note a fault when others can get at a file. A group may read root's: Kubernetes mounts them so."""
+        if not path.is_file():
+            return  # `readable` has told it
+        found = path.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & ~(0o700 if found.st_uid else 0o740):
+            way = "chmod 600, or 640 if it is root's (in a Kubernetes volume, `defaultMode: 0440`)"
+            self.fault(name, f"{path} has mode {mode:04o}: others can get at the key; {way}")
+        elif found.st_uid not in (0, os.geteuid()):
+            self.fault(name, f"{path} belongs to another user; make it root's or this user's")
 
     def flag(self, name: str) -> bool:
         """Return a truth value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -111,12 +112,51 @@ def test_loopback_needs_no_tls(listen: str) -> None:
 def test_a_public_address_is_allowed_with_tls_or_a_proxy(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert", tmp_path / "key"
     cert.touch()
-    key.touch()
+    key.touch(0o600)
     public = {"SECRETSVC_LISTEN": "0.0.0.0:8443"}
     found = load(public | {"SECRETSVC_TLS_CERT": str(cert), "SECRETSVC_TLS_KEY": str(key)})
     assert found.tls == settings.TlsFiles(cert, key)
     assert found.url == "https://127.0.0.1:8443"
     assert load(public | {"SECRETSVC_BEHIND_TLS": "1"}).behind_tls
+
+
+MODES = [(0o600, 0, True), (0o400, 0, True), (0o640, 0, True), (0o440, 0, True)]
+MODES += [(0o660, 0, False), (0o644, 0, False), (0o604, 0, False), (0o602, 0, False), (0o650, 0, False)]
+MODES += [(0o600, 1000, False), (0o640, 1000, False)]
+
+
+@pytest.mark.parametrize(("mode", "owner", "fits"), MODES)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away, and sees its own here")
+def test_a_key_for_tls_is_refused_when_others_can_get_at_it(
+    tmp_path: Path, mode: int, owner: int, fits: bool
+) -> None:
+    cert, key, link = tmp_path / "cert", tmp_path / "key", tmp_path / "link"
+    cert.touch()
+    key.touch()
+    link.symlink_to(key)  # as Kubernetes mounts secrets
+    os.chown(key, owner, -1)
+    key.chmod(mode)
+    environ = {"SECRETSVC_TLS_CERT": str(cert), "SECRETSVC_TLS_KEY": str(link)}
+    if fits:
+        assert load(environ).tls == settings.TlsFiles(cert, link)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ)
+    assert f"SECRETSVC_TLS_KEY: {link}" in caught.value.message
+
+
+@pytest.mark.parametrize(("mode", "fits"), [(0o600, True), (0o604, False), (0o620, False)])
+def test_a_key_for_tls_of_our_own_is_ours_alone(tmp_path: Path, mode: int, fits: bool) -> None:
+    cert, key = tmp_path / "cert", tmp_path / "key"
+    cert.touch()
+    key.touch()
+    key.chmod(mode)
+    environ = {"SECRETSVC_TLS_CERT": str(cert), "SECRETSVC_TLS_KEY": str(key)}
+    if fits:
+        assert load(environ).tls
+    else:
+        with pytest.raises(ConfigurationError, match=f"has mode {mode:04o}"):
+            load(environ)
 
 
 def test_vault_settings() -> None:
