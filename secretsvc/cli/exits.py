@@ -57,6 +57,8 @@ class ApiProblem(SecretsvcError):
         )
         self.status = status
         self.document = document
+        self.given_as: dict[str, str] = {}
+        """Pointer of a wrong field to the option that it came from, as far as a command knows."""
 
 
 class TimedOut(SecretsvcError):
@@ -81,6 +83,7 @@ ERRORS: Mapping[type[SecretsvcError], Exit] = {
     errors.Conflict: Exit.CONFLICT,
     errors.PreconditionFailed: Exit.CONFLICT,
     errors.NotProved: Exit.BAD_ANSWER,
+    errors.Busy: Exit.REMOTE,
     errors.StoreError: Exit.REMOTE,
     errors.StoreUnavailable: Exit.REMOTE,
     errors.StoreConflict: Exit.CONFLICT,

@@ -11,6 +11,7 @@
     ├── Conflict            the name is taken, or the record is in use
     ├── PreconditionFailed  If-Match named another version than the stored one
     ├── NotProved           the value was not accepted: carries the verdict
+    ├── Busy                too much of the same is under way; retryable
     ├── StoreError
     │   ├── StoreUnavailable   no answer, sealed, or standby; retryable
     │   ├── StoreConflict      a compare-and-set lost; read again
@@ -109,6 +110,12 @@ class NotProved(SecretsvcError):
     def __init__(self, message: str, verdict: Verdict, *, hint: str = "") -> None:
         super().__init__(message, hint=hint, code=verdict.reason)
         self.verdict = verdict
+
+
+class Busy(SecretsvcError):
+    """So much of this is under way that more would take from everybody else."""
+
+    retryable = True
 
 
 class StoreError(SecretsvcError):

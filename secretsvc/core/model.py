@@ -239,6 +239,8 @@ class Candidate:
     override: str = ""
     """Why it may be kept (or become current when `UNVERIFIABLE`) without a valid verdict."""
     expires_at: datetime | None = None
+    seen_pub: int = 0
+    """The publication that was current when the value came; one that waited yields to a later one."""
 
 
 @dataclass(frozen=True, slots=True)

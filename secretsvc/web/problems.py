@@ -3,7 +3,8 @@
 A problem has ``type``, ``title``, ``status``, ``detail``, ``code`` (stable), ``request_id``, ``errors[]``
 (pointer and detail), ``retryable`` and ``hint`` (what to do next); a refused credential adds its ``verdict``,
 a record in use its ``users``. Nothing of the request is quoted but names that passed their check, and
-nothing of what another server said.
+nothing of what another server said. What the store is, and which document it was asked for, stays in the
+log: it tells a caller nothing about their request.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from flask import Flask, Response, g, json
+from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException
 
 from secretsvc.core import errors
@@ -39,6 +40,7 @@ STATUSES: dict[type[SecretsvcError], HTTPStatus] = {
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
     errors.NotProved: HTTPStatus.UNPROCESSABLE_ENTITY,  # 503 when the registry could not be asked
+    errors.Busy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreConflict: HTTPStatus.CONFLICT,
@@ -74,6 +76,19 @@ _HINTS: dict[HTTPStatus, str] = {
     HTTPStatus.BAD_GATEWAY: "`secretsvc doctor` looks for the cause",
     HTTPStatus.INTERNAL_SERVER_ERROR: "the service's log has the details under this request_id",
 }
+_TAKEN = "choose another name, or "
+_TAKEN_HINTS: dict[str | None, str] = {
+    "credentials": f"{_TAKEN}put a new value with `secretsvc credential rotate NAME --manual`",
+    "registries": f"{_TAKEN}change what is there with `secretsvc registry set NAME`",
+    "pull-secrets": f"{_TAKEN}change what is there with `secretsvc pull-secret set NAME`",
+    "auth-files": f"{_TAKEN}add to what is there with `secretsvc authfile write --name NAME`",
+}
+"""By resource: what to do when a name is taken and the error does not say."""
+_STORE_AWAY: dict[type[SecretsvcError], str] = {
+    errors.StoreUnavailable: "the store gives no answer, so nothing can be read or written",
+    errors.StoreDenied: "the store refuses the service's own login",
+}
+"""What callers are told instead of the store's own words."""
 _CODES: dict[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.BAD_REQUEST: ("MalformedRequest", "The request can not be read."),
     HTTPStatus.NOT_FOUND: ("NoSuchRoute", "There is no such route."),
@@ -113,7 +128,8 @@ def of_ours(error: SecretsvcError) -> Response:
     elif isinstance(error, NotProved):
         extra["verdict"] = VerdictAnswer().dump(error.verdict)
         retryable = error.verdict.outcome in _WORTH_REPEATING
-    answer = _answer(status, error.code, error.message, error.hint, fields, retryable=retryable, **extra)
+    told, hint = _told(error)
+    answer = _answer(status, error.code, told, hint, fields, retryable=retryable, **extra)
     if status is HTTPStatus.UNAUTHORIZED:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if retryable and status is HTTPStatus.SERVICE_UNAVAILABLE:
@@ -121,6 +137,16 @@ def of_ours(error: SecretsvcError) -> Response:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, NotProved):
         _log.error("request.failed", reason=error.code, message=error.message, hint=error.hint)
     return answer
+
+
+def _told(error: SecretsvcError) -> tuple[str, str]:
+    """Return the message and the hint that a caller gets; an empty hint is the status's own."""
+    for kind, message in _STORE_AWAY.items():
+        if isinstance(error, kind):
+            return message, ""
+    if error.code == "NameTaken" and not error.hint:
+        return error.message, _TAKEN_HINTS.get(request.blueprint, "choose another name")
+    return error.message, error.hint
 
 
 def of_http(error: HTTPException) -> Response:

@@ -78,9 +78,10 @@ class Assigner:
 
     def add_pull_secret(self, draft: PullSecretDraft, actor: str) -> Assigned:
         """Store a new pull secret."""
-        self._desk.ensure_free(PullSecretRule, draft.name)
-        rule = self._pull_secret(draft, self._desk.new_id(), actor)
-        return self._told(self._desk.create(rule), "pull-secret.add", actor)
+        with self._desk.deciding:
+            self._desk.ensure_free(PullSecretRule, draft.name)
+            stored = self._desk.create(self._pull_secret(draft, self._desk.new_id(), actor))
+        return self._told(stored, "pull-secret.add", actor)
 
     def change_pull_secret(self, draft: PullSecretDraft, expected: int | None, actor: str) -> Assigned:
         """Replace a pull secret's description; targets that it no longer names lose our Secret."""
@@ -91,15 +92,18 @@ class Assigner:
                 hint="add another pull secret, then delete this one",
                 code="Immutable",
             )
-        rule = self._pull_secret(draft, old.record.uid, old.record.created_by)
-        rule = replace(rule, created_at=old.record.created_at)
-        return self._told(self._desk.replace(rule, old.version, expected), "pull-secret.change", actor)
+        with self._desk.deciding:
+            rule = self._pull_secret(draft, old.record.uid, old.record.created_by)
+            rule = replace(rule, created_at=old.record.created_at)
+            stored = self._desk.replace(rule, old.version, expected)
+        return self._told(stored, "pull-secret.change", actor)
 
     def add_auth_file(self, draft: AuthFileDraft, actor: str) -> Assigned:
         """Store a new auth file."""
-        self._desk.ensure_free(AuthFileRule, draft.name)
-        rule = self._auth_file(draft, self._desk.new_id(), actor)
-        return self._told(self._desk.create(rule), "auth-file.add", actor)
+        with self._desk.deciding:
+            self._desk.ensure_free(AuthFileRule, draft.name)
+            stored = self._desk.create(self._auth_file(draft, self._desk.new_id(), actor))
+        return self._told(stored, "auth-file.add", actor)
 
     def change_auth_file(self, draft: AuthFileDraft, expected: int | None, actor: str) -> Assigned:
         """Replace an auth file's description; entries it no longer names are taken out of the file."""
@@ -110,9 +114,11 @@ class Assigner:
                 hint="add another auth file, then delete this one",
                 code="Immutable",
             )
-        rule = self._auth_file(draft, old.record.uid, old.record.created_by)
-        rule = replace(rule, created_at=old.record.created_at)
-        return self._told(self._desk.replace(rule, old.version, expected), "auth-file.change", actor)
+        with self._desk.deciding:
+            rule = self._auth_file(draft, old.record.uid, old.record.created_by)
+            rule = replace(rule, created_at=old.record.created_at)
+            stored = self._desk.replace(rule, old.version, expected)
+        return self._told(stored, "auth-file.change", actor)
 
     def delete(
         self, kind: type[PullSecretRule | AuthFileRule], name: str, expected: int | None, actor: str

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from secretsvc.core.delivery import Action, Decision, Marker, components_of
+from secretsvc.core.delivery import Action, Decision, Marker
 from secretsvc.core.dockerconfig import render
 from secretsvc.core.errors import (
     DeliveryError,
@@ -295,7 +295,7 @@ class _NamespacePass:
 
     def _would_drop(self, found: SecretMetadata | None) -> str:
         """Say why writing would take a value away that the rule still names; empty when it would not."""
-        there = components_of(found) if found is not None else None
+        there = self._marker.components(found) if found is not None else None
         dropped = set(there.pubs if there else ()) & set(self._content.missing)
         return self._content.missing[dropped.pop()] if dropped else ""
 
@@ -304,7 +304,7 @@ class _NamespacePass:
         self._in_sync.pop((self._rule.uid, found.namespace), None)
         decision = self._marker.decide_removal(self._rule, self._revision, found)
         if decision.action is not Action.REMOVE:
-            return None
+            return self._unwritten(decision) if decision.reason == "ComponentsUnknown" else None
         try:
             await self._cluster.delete_secret(found)
         except TargetMissing:

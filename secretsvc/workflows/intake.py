@@ -41,10 +41,13 @@ from secretsvc.core.model import (
     Verdict,
     generation_name,
 )
-from secretsvc.core.ports import AuditLog, RegistryProver, Stored
+from secretsvc.core.ports import AuditLog, R, RegistryProver, Stored
 from secretsvc.core.rotation import appended, claim, may_become_current, promote, roll_back, settle, yields
+from secretsvc.telemetry.logs import get_logger
 from secretsvc.workflows.records import Desk
 from secretsvc.workflows.world import World
+
+_log = get_logger(__name__)
 
 ORPHAN_AGE = timedelta(minutes=10)
 """How long a candidate may wait for its credential to appear before it counts as left over."""
@@ -117,9 +120,9 @@ class Intake:
         if not held:
             if not yields(case.state.op):
                 return Taken.EARLY
-            self._ensure_newest(case, candidate)
             self._ensure_same_place(case, candidate)
             if not may_become_current(candidate.verdict, candidate.override):
+                _ensure_newest(case, candidate)
                 case, candidate = self._proved_again(case, candidate)
                 if not may_become_current(candidate.verdict, candidate.override):
                     return Taken.WAITING
@@ -205,15 +208,6 @@ class Intake:
         return case, replace(
             candidate, verdict=verdict, expires_at=candidate.expires_at or verdict.expires_at
         )
-
-    def _ensure_newest(self, case: _Case, candidate: Candidate) -> None:
-        """Refuse a value that waited while a newer one was published: ids sort by time."""
-        history = self._store.get(History, case.spec.uid)
-        published = [known.id for known in (history.record.operations if history else ()) if known.pub]
-        if case.state.op is not None:
-            published.append(case.state.op.id)
-        if any(known > candidate.id for known in published):
-            raise _Dropped(Failure("Superseded", "a newer value was published while this one waited"))
 
     def _ensure_same_place(self, case: _Case, candidate: Candidate) -> None:
         if candidate.bound_to != case.registry.binding():
@@ -392,9 +386,17 @@ class Intake:
                 self._store.remove(Candidate, name, found.version)
 
     def _remove(self, kind: type[Generation | History | CredentialState], name: str) -> None:
-        found = self._store.get(kind, name)
+        found = self._readable_record(kind, name)
         if found is not None:
             self._store.remove(kind, name, found.version)
+
+    def _readable_record(self, kind: type[R], name: str) -> Stored[R] | None:
+        """Return a record, or None also when it is damaged: it is left as it is, and the rest goes on."""
+        try:
+            return self._store.get(kind, name)
+        except RecordDamaged as exc:
+            _log.error("record.damaged", message=exc.message, hint=exc.hint)
+            return None
 
     # --- the parts --------------------------------------------------------------------------------
 
@@ -426,3 +428,9 @@ class Intake:
         state, ended = settle(case.state, self._desk.clock(), case.state.op.progress, failure)
         self.record(case.spec.uid, replace(ended, state=OperationState.CANCELLED))
         return self._write(case, state)
+
+
+def _ensure_newest(case: _Case, candidate: Candidate) -> None:
+    """Refuse a value that waited while another was published."""
+    if case.state.head.pub > candidate.seen_pub:
+        raise _Dropped(Failure("Superseded", "a newer value was published while this one waited"))

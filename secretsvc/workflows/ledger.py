@@ -7,10 +7,13 @@ away. Both are written only when they say something new. Blocking; called from t
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import TypeVar
 
+from secretsvc.core.errors import RecordDamaged, StoreConflict
 from secretsvc.core.model import (
     Failure,
     History,
@@ -31,6 +34,7 @@ from secretsvc.core.rules import (
     PullSecretRule,
     Rule,
 )
+from secretsvc.telemetry.logs import get_logger
 from secretsvc.workflows.deliver import Pass
 from secretsvc.workflows.intake import Intake
 from secretsvc.workflows.records import Desk
@@ -43,6 +47,7 @@ STRAGGLERS = 50
 HISTORY_GRACE = timedelta(hours=1)
 """A deleted record's history stays this long, so that whoever deleted it can ask how it went."""
 
+_log = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -54,19 +59,27 @@ class Ledger:
         self._clock = desk.clock
         self._world = world
         self._intake = intake
+        self._showing = Lock()
 
     def observe(self, stored: StoredRule, made: Pass) -> None:
         """Write what a pass over a rule saw."""
         rule = stored.record
         observed = _observed(rule, made, self._world, self._clock())
-        known = self._store.get(Observed, rule.uid)
-        if known is None or replace(known.record, seen_at=observed.seen_at) != observed:
-            self._store.put(rule.uid, observed, known.version if known else 0)
-        self._world.observed[rule.uid] = observed
+        self._world.observed[rule.uid] = observed  # what was written is ours, stored or not
+        try:
+            known = self._store.get(Observed, rule.uid)
+            if known is None or replace(known.record, seen_at=observed.seen_at) != observed:
+                self._store.put(rule.uid, observed, known.version if known else 0)
+        except RecordDamaged as exc:
+            _log.error("record.damaged", message=exc.message, hint=exc.hint)
         self.show_rule(rule.uid)
 
     def show_rule(self, uid: str) -> None:
         """Write the view of a rule's targets."""
+        with self._showing:
+            self._show_rule(uid)
+
+    def _show_rule(self, uid: str) -> None:
         stored = self._world.rules.get(uid)
         if stored is None:
             return
@@ -87,6 +100,10 @@ class Ledger:
 
     def show_credentials(self) -> None:
         """Write the view of all credentials."""
+        with self._showing:
+            self._show_credentials()
+
+    def _show_credentials(self) -> None:
         now = self._clock()
         shards = _sharded(self._world.summaries(now))
         for number, shard in enumerate(shards):
@@ -100,6 +117,14 @@ class Ledger:
             outcome = _outcome(stored.record, made, item.record, self._clock())
             self._intake.record(stored.record.uid, outcome)
             self._store.remove(InboxItem, item.record.id, item.version)
+
+    def answer_gone(self, item: InboxItem) -> None:
+        """Tell who asked about a rule that was swept meanwhile: nothing of it is left."""
+        now = self._clock()
+        operation = Operation(
+            item.id, OperationKind.REMOVE, OperationState.SUCCEEDED, item.created_by, item.created_at, now
+        )
+        self._intake.record(item.subject_uid, operation)
 
     def forget(self, stored: StoredRule) -> None:
         """Sweep a deleted rule of which nothing is left at its targets; its tombstone goes last."""
@@ -122,15 +147,22 @@ class Ledger:
                 self._store.remove(History, uid, stored.version)
 
     def _put(self, name: str, view: DeliveryView | CredentialsView) -> None:
-        known = self._store.get(type(view), name)
-        if known is None or replace(known.record, written_at=view.written_at) != view:
-            self._store.put(name, view, known.version if known else 0)
+        """Write a view. One that is damaged, or that another worker writes just now, is left alone."""
+        try:
+            known = self._store.get(type(view), name)
+            if known is None or replace(known.record, written_at=view.written_at) != view:
+                self._store.put(name, view, known.version if known else 0)
+        except RecordDamaged as exc:
+            _log.error("record.damaged", message=exc.message, hint=exc.hint)
+        except StoreConflict:
+            _log.debug("view.contended", view=name)
 
     def _drop(self, kind: type[DeliveryView | CredentialsView], subject: str, first: int) -> None:
         number = first
-        while (known := self._store.get(kind, view_name(subject, number))) is not None:
-            self._store.remove(kind, view_name(subject, number), known.version)
-            number += 1
+        with suppress(RecordDamaged, StoreConflict):
+            while (known := self._store.get(kind, view_name(subject, number))) is not None:
+                self._store.remove(kind, view_name(subject, number), known.version)
+                number += 1
 
 
 def _observed(rule: Rule, made: Pass, world: World, now: datetime) -> Observed:

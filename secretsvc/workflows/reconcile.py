@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreConflict, StoreError
+from secretsvc.core.errors import RecordDamaged, SecretsvcError, StoreError, StoreUnavailable
 from secretsvc.core.model import (
     Candidate,
     CredentialSpec,
+    CredentialState,
     Failure,
     InboxItem,
+    Operation,
     Progress,
     RegistrySpec,
     Verb,
@@ -39,6 +40,7 @@ from secretsvc.workflows.intake import Intake, Taken
 from secretsvc.workflows.ledger import Ledger
 from secretsvc.workflows.records import Desk
 from secretsvc.workflows.report import CREDENTIALS_VIEW
+from secretsvc.workflows.rounds import BACKOFF_S, Rounds
 from secretsvc.workflows.world import StoredRule, World
 
 ASKING = 16
@@ -46,22 +48,12 @@ ASKING = 16
 ASKING_ONE = 4
 """Questions to one registry at the same time."""
 POLL_S = 2.0
-DRIFT_S = 60.0
-"""A settled rule is compared with its targets this often."""
-FILE_DRIFT_S = 10.0
-"""The same for auth files: a `podman login` that read the file before us may write it after us."""
 VIEW_S = 5.0
 """A view that keeps changing is written at most this often."""
 REFRESH_S = 2.0
 """One record is read again this often, so that a lost doorbell and inbox item heal."""
 SWEEP_S = 600.0
 
-_RETRY_S = {
-    DeliveryState.PENDING: 10.0,
-    DeliveryState.CONFLICT: 30.0,
-    DeliveryState.DENIED: 30.0,
-}
-_BACKOFF_S = (2.0, 60.0)
 _EARLY_S = (0.25, 30.0)
 _WAITING_S = (30.0, 3600.0)
 _TICK_S = 0.5
@@ -72,25 +64,6 @@ _RULES: dict[str, type[PullSecretRule | AuthFileRule]] = {
 }
 _log = get_logger(__name__)
 A = TypeVar("A", str, InboxItem)
-
-
-@dataclass(slots=True)
-class _Rounds:
-    """When each rule is looked at next, and who asked."""
-
-    due: dict[str, float] = field(default_factory=dict)
-    running: set[str] = field(default_factory=set)
-    failures: dict[str, int] = field(default_factory=dict)
-    asked: dict[str, list[Stored[InboxItem]]] = field(default_factory=dict)
-
-    def soon(self, uid: str) -> None:
-        """Look at a rule as soon as possible, again if it is being looked at."""
-        self.due[uid] = 0.0
-
-    def forget(self, uid: str) -> None:
-        """A rule is gone."""
-        self.due.pop(uid, None)
-        self.failures.pop(uid, None)
 
 
 class Worker:
@@ -111,7 +84,7 @@ class Worker:
         self._intake = Intake(desk, prover, self._world, audit)
         self._deliverer = Deliverer(self._world, clusters, auth_files, desk.clock)
         self._ledger = Ledger(desk, self._world, self._intake)
-        self._rounds = _Rounds()
+        self._rounds = Rounds()
         self._bell = asyncio.Event()
         self._wake = asyncio.Event()
         self._in_hand: set[str] = set()
@@ -119,6 +92,7 @@ class Worker:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._gates: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._asking_threads = ThreadPoolExecutor(ASKING, thread_name_prefix="asking")
+        self._settling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stale_views: set[str] = set()
         self._views_written = 0.0
@@ -152,7 +126,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self._take_requests, lambda: _either(self._bell, POLL_S)))
             group.create_task(
-                self._repeat(self._start_rounds, lambda: _either(self._wake, self._until_due()))
+                self._repeat(self._start_rounds, lambda: _either(self._wake, self._rounds.wait()))
             )
             group.create_task(self._repeat(self._keep_views, lambda: asyncio.sleep(_TICK_S)))
             group.create_task(self._repeat(self._refresh_one, lambda: asyncio.sleep(REFRESH_S)))
@@ -160,14 +134,14 @@ class Worker:
 
     async def _insist(self, step: Callable[[], Coroutine[None, None, None]]) -> None:
         """Do a step until it succeeds: the store may be sealed or away when we start."""
-        pause = _BACKOFF_S[0]
+        pause = BACKOFF_S[0]
         while True:
             try:
                 await step()
             except StoreError as exc:
                 _log.warning("store.unavailable", reason=exc.code, message=exc.message, hint=exc.hint)
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, _BACKOFF_S[1])
+                pause = min(2 * pause, BACKOFF_S[1])
             else:
                 return
 
@@ -182,8 +156,7 @@ class Worker:
 
     async def _load(self) -> None:
         await asyncio.to_thread(self._world.load, self._desk)
-        for uid in self._world.rules:
-            self._rounds.soon(uid)
+        self._rounds.soon(self._world.rules)
         self._stale_views.add(CREDENTIALS_VIEW)
         _log.info(
             "work.loaded",
@@ -242,7 +215,7 @@ class Worker:
             finally:
                 if taken is not Taken.DONE:
                     self._later(request.id, _WAITING_S if taken is Taken.WAITING else _EARLY_S)
-                if request.id not in self._asked_items():
+                if not self._rounds.is_asked(request.id):
                     self._in_hand.discard(request.id)
 
     async def _asking(self, credential: str, take: Callable[[A], Taken], request: A) -> Taken:
@@ -265,9 +238,6 @@ class Worker:
     def _loop_later(self, pause: float) -> None:
         asyncio.get_running_loop().call_later(pause, self._bell.set)
 
-    def _asked_items(self) -> set[str]:
-        return {item.record.id for items in self._rounds.asked.values() for item in items}
-
     async def _take_item(self, stored: Stored[InboxItem]) -> Taken:
         item = stored.record
         if item.verb in (Verb.VALIDATE, Verb.ROLLBACK):
@@ -279,15 +249,24 @@ class Worker:
             await self._registry_changed(item.subject)
         elif item.subject_kind == CredentialSpec.KIND:
             await self._credential_changed(item.subject)
-        else:
-            kind = _RULES[item.subject_kind]
-            rule = await asyncio.to_thread(self._world.read_rule, kind, item.subject)
-            if rule is not None and rule.record.uid == item.subject_uid:
-                self._rounds.asked.setdefault(item.subject_uid, []).append(stored)
-                self._look_at([item.subject_uid])
-                return Taken.DONE
+        elif await self._rule_asked(stored):
+            return Taken.DONE
         await asyncio.to_thread(self._store.remove, InboxItem, item.id, stored.version)
         return Taken.DONE
+
+    async def _rule_asked(self, stored: Stored[InboxItem]) -> bool:
+        """Have the next round over a rule answer a request; False when the rule is gone already."""
+        item = stored.record
+        rule = await asyncio.to_thread(self._world.read_rule, _RULES[item.subject_kind], item.subject)
+        if rule is None or rule.record.uid != item.subject_uid:
+            await asyncio.to_thread(self._ledger.answer_gone, item)
+            return False
+        for name in rule.record.credentials:
+            if name not in self._world.credentials:
+                await self._read_credential(name)
+        self._rounds.asked.setdefault(item.subject_uid, []).append(stored)
+        self._look_at([item.subject_uid])
+        return True
 
     async def _registry_changed(self, name: str) -> None:
         await asyncio.to_thread(self._world.read_registry, name)
@@ -300,55 +279,49 @@ class Worker:
         self._look_at(self._world.rules_using(used))
 
     async def _credential_changed(self, name: str) -> None:
-        await asyncio.to_thread(self._world.read_credential, name)
+        await self._read_credential(name)
         stored = self._world.credentials.get(name)
-        if stored is not None and stored.record.registry not in self._world.registries:
-            await asyncio.to_thread(self._world.read_registry, stored.record.registry)
         if stored is not None and stored.record.deleted_at is not None:
             await asyncio.to_thread(self._intake.sweep_credential, stored)
             await asyncio.to_thread(self._world.read_credential, name)
+            await self._registry_changed(stored.record.registry)  # which may have waited for this one
         self._stale_views.add(CREDENTIALS_VIEW)
         self._look_at(self._world.rules_using([name]))
         await self._settle()
 
+    async def _read_credential(self, name: str) -> None:
+        """Read a credential again, and its registry if that is not known yet."""
+        await asyncio.to_thread(self._world.read_credential, name)
+        stored = self._world.credentials.get(name)
+        if stored is not None and stored.record.registry not in self._world.registries:
+            await asyncio.to_thread(self._world.read_registry, stored.record.registry)
+
     # --- rounds -----------------------------------------------------------------------------------
 
     def _look_at(self, uids: list[str]) -> None:
-        for uid in uids:
-            self._rounds.soon(uid)
+        self._rounds.soon(uids)
         self._wake.set()
-
-    def _until_due(self) -> float:
-        waiting = [at for uid, at in self._rounds.due.items() if uid not in self._rounds.running]
-        return max(0.0, min(waiting, default=time.monotonic() + DRIFT_S) - time.monotonic())
 
     async def _start_rounds(self) -> None:
         self._wake.clear()
-        now = time.monotonic()
-        for uid, at in list(self._rounds.due.items()):
-            if at <= now and uid not in self._rounds.running:
-                del self._rounds.due[uid]
-                self._rounds.running.add(uid)
-                self._spawn(self._round(uid))
+        for uid in self._rounds.begin():
+            self._spawn(self._round(uid))
 
     async def _round(self, uid: str) -> None:
         """Make one pass over one rule, write down what was seen, and say when to look again."""
-        rest = _BACKOFF_S[1]
+        rest: float | None = BACKOFF_S[1]
         asked = self._rounds.asked.get(uid, [])[:]
         try:
             stored = self._world.rules.get(uid)
-            if stored is None:
-                self._rounds.forget(uid)
+            if stored is not None:
+                rest = await self._brought(stored, asked)
+            else:
                 self._finished(uid, asked)
-                return
-            rest = await self._brought(stored, asked)
         except SecretsvcError as exc:
             _log.warning("round.failed", rule_uid=uid, reason=exc.code, message=exc.message)
-            rest = self._back_off(uid)
+            rest = self._rounds.back_off(uid)
         finally:
-            self._rounds.running.discard(uid)
-            if uid in self._world.rules:
-                self._rounds.due.setdefault(uid, time.monotonic() + rest)
+            self._rounds.end(uid, rest if uid in self._world.rules else None)
             self._wake.set()
 
     async def _brought(self, stored: StoredRule, asked: list[Stored[InboxItem]]) -> float:
@@ -371,27 +344,11 @@ class Worker:
             await asyncio.to_thread(self._ledger.forget, stored)
             self._reported.pop(uid, None)
         await self._settle()
-        return self._rest(stored, made)
+        return self._rounds.rest(stored, made)
 
     def _finished(self, uid: str, asked: list[Stored[InboxItem]]) -> None:
-        known = self._rounds.asked.get(uid, [])
-        known[:] = [item for item in known if item not in asked]
+        self._rounds.answered(uid, asked)
         self._in_hand -= {item.record.id for item in asked}
-
-    def _rest(self, stored: StoredRule, made: Pass) -> float:
-        """Return how long to leave a rule alone, in seconds."""
-        uid = stored.record.uid
-        states = {delivery.state for delivery in made.deliveries.values()}
-        if not made.looked or states & {DeliveryState.FAILED, DeliveryState.DRIFTED}:
-            return self._back_off(uid)
-        self._rounds.failures.pop(uid, None)
-        drift = DRIFT_S if isinstance(stored.record, PullSecretRule) else FILE_DRIFT_S
-        return min((_RETRY_S.get(state, drift) for state in states), default=drift)
-
-    def _back_off(self, uid: str) -> float:
-        failures = self._rounds.failures.get(uid, 0)
-        self._rounds.failures[uid] = failures + 1
-        return min(_BACKOFF_S[0] * 2.0**failures, _BACKOFF_S[1])
 
     def _note_changes(self, stored: StoredRule, made: Pass) -> None:
         """Log what is otherwise than after the pass before, and have the credentials' list follow."""
@@ -435,48 +392,55 @@ class Worker:
 
     async def _settle(self) -> None:
         """End the operations whose targets all follow, or whose deadline has passed."""
-        for state, op in self._world.open_operations():
-            progress = self._world.progress(state)
-            late = op.deadline is not None and self._desk.clock() >= op.deadline
-            if progress.done < progress.total and not late:
-                continue
-            failure = None if progress.done == progress.total else _stragglers(progress)
-            await self._show_credentials()
-            with suppress(StoreConflict):
-                await asyncio.to_thread(self._intake.settle, state, op.id, progress, failure)
-            await asyncio.to_thread(self._world.read_credential, state.name)
-            self._stale_views.add(CREDENTIALS_VIEW)
-            _log.info("operation.settled", credential=state.name, operation=op.id, kind=op.kind.value)
+        async with self._settling:
+            for state, op in self._world.open_operations():
+                try:
+                    await self._settle_one(state, op)
+                except StoreUnavailable:
+                    raise
+                except SecretsvcError as exc:  # one credential's damaged history must not stop the others
+                    _log.warning("settle.failed", credential=state.name, reason=exc.code, message=exc.message)
+
+    async def _settle_one(self, state: CredentialState, op: Operation) -> None:
+        progress = self._world.progress(state)
+        late = op.deadline is not None and self._desk.clock() >= op.deadline
+        if progress.done < progress.total and not late:
+            return
+        failure = None if progress.done == progress.total else _stragglers(progress)
+        await self._show_credentials()
+        await asyncio.to_thread(self._intake.settle, state, op.id, progress, failure)
+        await asyncio.to_thread(self._world.read_credential, state.name)
+        self._stale_views.add(CREDENTIALS_VIEW)
+        _log.info("operation.settled", credential=state.name, operation=op.id, kind=op.kind.value)
 
     # --- housekeeping -----------------------------------------------------------------------------
 
     async def _refresh_one(self) -> None:
         """Read one record again, in turn, so that nothing stays unseen for ever."""
         if not self._to_refresh:
-            names = await asyncio.to_thread(self._all_names)
-            self._to_refresh = names
+            self._to_refresh = await asyncio.to_thread(self._all_names)
             return
         kind, name = self._to_refresh.pop()
+        before = self._world.known(kind, name)
         if kind is CredentialSpec:
-            before = self._world.credentials.get(name)
             await asyncio.to_thread(self._world.read_credential, name)
-            if self._world.credentials.get(name) != before:
+            if self._world.known(kind, name) != before or self._world.is_deleted(kind, name):
                 await self._credential_changed(name)
         elif kind is RegistrySpec:
-            before_registry = self._world.registries.get(name)
             await asyncio.to_thread(self._world.read_registry, name)
-            if self._world.registries.get(name) != before_registry:
+            if self._world.known(kind, name) != before or self._world.is_deleted(kind, name):
                 await self._registry_changed(name)
         else:
             rule_kind = PullSecretRule if kind is PullSecretRule else AuthFileRule
-            known = set(self._world.rules.values())
             rule = await asyncio.to_thread(self._world.read_rule, rule_kind, name)
-            if rule is not None and rule not in known:
+            if rule is not None and self._world.known(kind, name) != before:
                 self._look_at([rule.record.uid])
 
     def _all_names(self) -> list[tuple[type, str]]:
+        """Return what the store has, and what is known here: it may be gone from the store."""
         kinds = (RegistrySpec, CredentialSpec, PullSecretRule, AuthFileRule)
-        return [(kind, name) for kind in kinds for name in self._store.names(kind)]
+        stored = {(kind, name) for kind in kinds for name in self._store.names(kind)}
+        return sorted(stored | self._world.names(), key=str)
 
     async def _sweep(self) -> None:
         """Remove histories of deleted rules and credentials after an hour."""
@@ -495,9 +459,13 @@ class Worker:
 
 
 async def _either(event: asyncio.Event, seconds: float) -> None:
-    """Wait until the event is set, at most so long."""
+    """Wait until the event is set, at most so long.
+
+    Not `asyncio.wait_for`: Python 3.11's loses a cancellation that comes with the event.
+    """
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _stragglers(progress: Progress) -> Failure:

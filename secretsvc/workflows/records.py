@@ -7,7 +7,8 @@ cleaned up and swept it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import RLock
 from typing import TypeVar
 
 from secretsvc.core.errors import Conflict, NotFound, PreconditionFailed, RecordDamaged, StoreConflict
@@ -47,6 +48,9 @@ class Desk:
     entropy: Entropy
     ring: Callable[[], None]
     """Wakes work; may do nothing, since work polls too."""
+    deciding: RLock = field(default_factory=RLock)
+    """Held while something is written because of what other records say, so that two requests of this process
+    can not both find a name free, or a record unused."""
 
     def new_id(self) -> str:
         """Return a fresh id."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from threading import BoundedSemaphore
 
 from secretsvc.core import kinds
-from secretsvc.core.errors import Conflict, FieldError, InvalidInput, NotFound, NotProved
+from secretsvc.core.errors import Busy, Conflict, FieldError, InvalidInput, NotFound, NotProved
 from secretsvc.core.model import (
     Candidate,
     CredentialSpec,
@@ -34,6 +35,9 @@ from secretsvc.workflows.records import Desk, operation_id
 
 _NOT_A_NAME = re.compile(r"[^a-z0-9]+")
 _NAME_LENGTH = 40
+
+ASKING = 8
+"""Values proved at the same time; a silent registry takes 10 s each, and half of serve's threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +96,17 @@ class Registrar:
         self._desk = desk
         self._prover = prover
         self._audit = audit
+        self._asking = BoundedSemaphore(ASKING)
 
     # --- registries -------------------------------------------------------------------------------
 
     def add_registry(self, draft: RegistryDraft, actor: str) -> Stored[RegistrySpec]:
         """Store a new registry. Raises `Conflict` when the name or the host is taken."""
-        self._desk.ensure_free(RegistrySpec, draft.name)
-        registry = self._described(draft, self._desk.new_id(), actor)
-        self._ensure_host_free(registry)
-        stored = self._desk.create(registry)
+        with self._desk.deciding:
+            self._desk.ensure_free(RegistrySpec, draft.name)
+            registry = self._described(draft, self._desk.new_id(), actor)
+            self._ensure_host_free(registry)
+            stored = self._desk.create(registry)
         self._desk.tell(Verb.CHANGED, registry, actor)
         self._audit.record("registry.add", draft.name, actor=actor, outcome="stored", host=registry.host)
         return stored
@@ -114,8 +120,9 @@ class Registrar:
         old = self._desk.find(RegistrySpec, draft.name)
         described = self._described(draft, old.record.uid, old.record.created_by)
         registry = replace(described, created_at=old.record.created_at)
-        self._ensure_host_free(registry)
-        stored = self._desk.replace(registry, old.version, expected)
+        with self._desk.deciding:
+            self._ensure_host_free(registry)
+            stored = self._desk.replace(registry, old.version, expected)
         self._desk.tell(Verb.CHANGED, registry, actor)
         outcome = "stored" if registry.binding() == old.record.binding() else "credentials-stale"
         self._audit.record("registry.change", draft.name, actor=actor, outcome=outcome, host=registry.host)
@@ -147,8 +154,6 @@ class Registrar:
         self._desk.ensure_free(CredentialSpec, draft.name)
         registry, is_new = self._registry_for(draft.registry, actor)
         verdict = self._proved(registry, draft.login, draft.name, actor, override=draft.allow_unverified)
-        if not is_new:
-            self._ensure_still(registry)
         credential = CredentialSpec(
             uid=self._desk.new_id(),
             name=draft.name,
@@ -161,11 +166,16 @@ class Registrar:
             labels=draft.labels,
         )
         value = NewValue(draft.login, draft.allow_unverified, draft.expires_at)
-        candidate = self._candidate(credential, registry, value, verdict, actor)
-        self._desk.store.put(candidate.id, candidate, 0)
-        if is_new:
-            self._desk.create(registry)
-        stored = self._desk.create(credential)
+        with self._desk.deciding:
+            if not is_new:
+                self._ensure_still(registry)
+            self._desk.ensure_free(CredentialSpec, draft.name)
+            candidate = self._candidate(credential, registry, value, verdict, actor)
+            self._desk.store.put(candidate.id, candidate, 0)
+            if is_new:
+                self._ensure_host_free(registry)
+                self._desk.create(registry)
+            stored = self._desk.create(credential)
         if is_new:
             self._desk.tell(Verb.CHANGED, registry, actor)
         self._desk.ring()
@@ -181,14 +191,15 @@ class Registrar:
         self._desk.unchanged(stored, expected)
         registry = self._desk.find(RegistrySpec, stored.record.registry).record
         verdict = self._proved(registry, value.login, name, actor, override=value.allow_unverified)
-        # Proving takes seconds: what the caller's If-Match is about is looked at again, and written first.
-        stored = self._desk.unchanged(self._desk.find(CredentialSpec, name), expected)
-        self._ensure_still(registry)
-        wish = replace(stored.record, username=value.login.username, type=value.login.type)
-        if wish != stored.record:
-            stored = self._desk.replace(wish, stored.version, None)
-        candidate = self._candidate(stored.record, registry, value, verdict, actor)
-        self._desk.store.put(candidate.id, candidate, 0)
+        with self._desk.deciding:
+            # Proving took seconds: what the If-Match is about is looked at again, and written first.
+            stored = self._desk.unchanged(self._desk.find(CredentialSpec, name), expected)
+            self._ensure_still(registry)
+            wish = replace(stored.record, username=value.login.username, type=value.login.type)
+            if wish != stored.record:
+                stored = self._desk.replace(wish, stored.version, None)
+            candidate = self._candidate(stored.record, registry, value, verdict, actor)
+            self._desk.store.put(candidate.id, candidate, 0)
         self._desk.ring()
         self._audit.record("credential.replace", name, actor=actor, outcome=verdict.outcome)
         return Registered(stored, verdict, operation_id(candidate.id, stored.record.uid))
@@ -212,9 +223,10 @@ class Registrar:
 
     def delete_credential(self, name: str, expected: int | None, actor: str) -> None:
         """Delete a credential that no rule uses; nothing at the registry is touched."""
-        stored = self._desk.find(CredentialSpec, name)
-        _ensure_unused("credential", name, self.users_of(name))
-        buried = self._desk.bury(stored, expected)
+        with self._desk.deciding:
+            stored = self._desk.find(CredentialSpec, name)
+            _ensure_unused("credential", name, self.users_of(name))
+            buried = self._desk.bury(stored, expected)
         self._desk.tell(Verb.CHANGED, buried.record, actor)
         self._audit.record("credential.delete", name, actor=actor, outcome="deleted")
 
@@ -333,11 +345,22 @@ class Registrar:
     def _proved(
         self, registry: RegistrySpec, login: Login, name: str, actor: str, *, override: bool
     ) -> Verdict:
-        verdict = self._prover.prove(registry, login)
+        verdict = self._asked(registry, login)
         if verdict.accepted or (override and not verdict.refused):
             return verdict
         self._audit.record("credential.refused", name, actor=actor, outcome=verdict.outcome)
         raise NotProved(verdict.message, verdict, hint=_next_step(verdict))
+
+    def _asked(self, registry: RegistrySpec, login: Login) -> Verdict:
+        """Ask the registry, unless so many callers wait for registries that nobody else would be served."""
+        if not self._asking.acquire(blocking=False):
+            raise Busy(
+                f"{ASKING} other values are being proved at this moment", hint="try again in a few seconds"
+            )
+        try:
+            return self._prover.prove(registry, login)
+        finally:
+            self._asking.release()
 
     def _candidate(
         self,
@@ -348,6 +371,7 @@ class Registrar:
         actor: str,
     ) -> Candidate:
         override = f"allow_unverified by {actor}" if value.allow_unverified else ""
+        state = self._desk.store.get(CredentialState, credential.uid)
         return Candidate(
             id=self._desk.new_id(),
             credential=credential.name,
@@ -359,6 +383,7 @@ class Registrar:
             created_by=actor,
             override=override,
             expires_at=value.expires_at or verdict.expires_at,
+            seen_pub=state.record.head.pub if state is not None else 0,
         )
 
 

@@ -118,7 +118,7 @@ class Reporter:
                 if stored is None or stored.record.deleted_at is not None:
                     continue
                 line = self._credential(stored, {})
-            summaries.append(line)
+            summaries.append(_as_of(line, self._desk.clock()))
         return summaries, seen_at
 
     def generations(self, name: str) -> list[GenerationReport]:
@@ -249,6 +249,12 @@ class Reporter:
     def _state(self, uid: str) -> CredentialState | None:
         stored = self._desk.store.get(CredentialState, uid)
         return stored.record if stored is not None else None
+
+
+def _as_of(line: CredentialSummary, now: datetime) -> CredentialSummary:
+    """Let time pass for a line that was written a while ago."""
+    ended = line.expires_at is not None and line.expires_at <= now
+    return replace(line, state="expired") if ended and line.state == "active" else line
 
 
 def summary(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from threading import RLock
 
 from secretsvc.core import kinds
 from secretsvc.core.access import InstallationKeys
@@ -75,6 +76,8 @@ class World:
     damaged: dict[str, str] = field(default_factory=dict)
     """Document to why it can not be used; it is left alone and everything else goes on."""
     _generations: dict[str, Generation] = field(default_factory=dict)
+    _reading: RLock = field(default_factory=RLock)
+    """Held over a read and what is remembered of it, so that an older answer never replaces a newer one."""
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -98,22 +101,24 @@ class World:
 
     def read_registry(self, name: str) -> None:
         """Read one registry again."""
-        found = self._read(RegistrySpec, name)
-        _remember(self.registries, name, found)
+        with self._reading:
+            _remember(self.registries, name, self._read(RegistrySpec, name))
 
     def read_credential(self, name: str) -> None:
         """Read one credential, its state, and the values that are published, again."""
-        old = self.credentials.get(name)
-        found = self._read(CredentialSpec, name)
-        _remember(self.credentials, name, found)
-        if old is not None and (found is None or found.record.uid != old.record.uid):
-            self.states.pop(old.record.uid, None)
-        if found is None:
-            return
-        state = self._read(CredentialState, found.record.uid)
-        if state is not None:
-            self.states[found.record.uid] = state.record
-            self._read_generations(state.record)
+        with self._reading:
+            old = self.credentials.get(name)
+            found = self._read(CredentialSpec, name)
+            _remember(self.credentials, name, found)
+            if old is not None and (found is None or found.record.uid != old.record.uid):
+                self.states.pop(old.record.uid, None)
+                self._keep_generations(old.record.uid, set())
+            if found is None:
+                return
+            state = self._read(CredentialState, found.record.uid)
+            if state is not None:
+                self.states[found.record.uid] = state.record
+                self._read_generations(state.record)
 
     def _read_generations(self, state: CredentialState) -> None:
         for number in filter(None, (state.head.cur, state.head.prev)):
@@ -122,20 +127,27 @@ class World:
                 found = self._read(Generation, name)
                 if found is not None:
                     self._generations[name] = found.record
-        current = {generation_name(state.uid, number) for number in (state.head.cur, state.head.prev)}
-        for name in [known for known in self._generations if known.startswith(f"{state.uid}-")]:
-            if name not in current:
+        published = {generation_name(state.uid, number) for number in (state.head.cur, state.head.prev)}
+        self._keep_generations(state.uid, published)
+
+    def _keep_generations(self, uid: str, names: set[str]) -> None:
+        """Forget every value of a credential but these."""
+        for name in [known for known in self._generations if known.startswith(f"{uid}-")]:
+            if name not in names:
                 del self._generations[name]
 
     def read_rule(self, kind: type[PullSecretRule | AuthFileRule], name: str) -> StoredRule | None:
         """Read one rule again, with what was observed of it if it is new here."""
+        with self._reading:
+            return self._read_rule(kind, name)
+
+    def _read_rule(self, kind: type[PullSecretRule | AuthFileRule], name: str) -> StoredRule | None:
         found: StoredRule | None = (
             self._read(PullSecretRule, name) if kind is PullSecretRule else self._read(AuthFileRule, name)
         )
-        for uid, known in list(self.rules.items()):
-            gone = found is None or found.record.uid != uid
-            if type(known.record) is kind and known.record.name == name and gone:
-                self.forget_rule(uid)
+        for known in self._rules_named(kind, name):
+            if found is None or found.record.uid != known.record.uid:
+                self.forget_rule(known.record.uid)
         if found is not None:
             uid = found.record.uid
             self.rules[uid] = found
@@ -170,6 +182,34 @@ class World:
             return None
         self.damaged.pop(document, None)
         return found
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    def known(self, kind: type, name: str) -> tuple[object, ...]:
+        """Return everything known of a record, to tell whether reading it again changed something."""
+        if kind is RegistrySpec:
+            return (self.registries.get(name),)
+        if kind is CredentialSpec:
+            stored = self.credentials.get(name)
+            return (stored, self.states.get(stored.record.uid) if stored else None)
+        return tuple(self._rules_named(kind, name))
+
+    def is_deleted(self, kind: type[RegistrySpec | CredentialSpec], name: str) -> bool:
+        """Whether a record has its tombstone and is not swept yet."""
+        known = self.registries.get(name) if kind is RegistrySpec else self.credentials.get(name)
+        return known is not None and known.record.deleted_at is not None
+
+    def names(self) -> set[tuple[type, str]]:
+        """Return kind and name of every wish that is known here."""
+        return {
+            *((RegistrySpec, name) for name in list(self.registries)),
+            *((CredentialSpec, name) for name in list(self.credentials)),
+            *((type(stored.record), stored.record.name) for stored in list(self.rules.values())),
+        }
+
+    def _rules_named(self, kind: type, name: str) -> list[StoredRule]:
+        known = list(self.rules.values())
+        return [rule for rule in known if type(rule.record) is kind and rule.record.name == name]
 
     # --- deciding ---------------------------------------------------------------------------------
 
@@ -253,11 +293,17 @@ class World:
         progress = Progress()
         for uid in self.rules_using([state.name]):
             known = list(self.deliveries.get(uid, {}).values())
-            progress = confirmed(self.rules[uid].record, known, state, progress)
+            stored = self.rules.get(uid)
+            if stored is not None:
+                progress = confirmed(stored.record, known, state, progress)
         return progress
 
     def summaries(self, now: datetime) -> list[CredentialSummary]:
-        """Return what lists show of every credential, by name."""
+        """Return what lists show of every credential, by name. Blocking."""
+        with self._reading:
+            return self._summaries(now)
+
+    def _summaries(self, now: datetime) -> list[CredentialSummary]:
         counts: dict[str, dict[str, int]] = {name: {} for name in self.credentials}
         for uid, stored in list(self.rules.items()):
             for delivery in list(self.deliveries.get(uid, {}).values()):
