@@ -33,6 +33,8 @@ from secretsvc.core.errors import ConfigurationError
 PREFIX = "SECRETSVC_"
 SYSTEM_FILE = Path("/etc/secretsvc/secretsvc.toml")
 """Read when it is there and no other file is named."""
+SYSTEM_DATA_DIR = Path("/var/lib/secretsvc")
+"""The data directory where no other is named; only root can make it, so its owner is the service's user."""
 
 _CLONE_TOKEN = Path(".run/data/admin.token")
 """Where ``make run`` keeps the admin token, seen from the clone."""
@@ -245,7 +247,7 @@ def load_vault_address(environ: Mapping[str, str], flags: Mapping[str, str] | No
 
 def _local_token(source: _Source) -> Path | None:
     named = source.path("DATA_DIR")
-    candidates = [named] if named else [Path("/var/lib/secretsvc"), _CLONE_TOKEN.parent.absolute()]
+    candidates = [named] if named else [SYSTEM_DATA_DIR, _CLONE_TOKEN.parent.absolute()]
     for folder in candidates:
         if os.access(folder / "admin.token", os.R_OK):
             return folder / "admin.token"
@@ -261,7 +263,7 @@ def _settings(source: _Source, environ: Mapping[str, str]) -> Settings:
     store = source.choice("STORE", StoreKind, StoreKind.LOCAL)
     log_format = source.choice("LOG_FORMAT", LogFormat, None)
     settings = Settings(
-        data_dir=source.path("DATA_DIR") or Path("/var/lib/secretsvc"),
+        data_dir=source.path("DATA_DIR") or SYSTEM_DATA_DIR,
         key_file=source.path("KEY_FILE") or Path("/etc/secretsvc/kek"),
         listen=source.listen("LISTEN", Listen("127.0.0.1", 8080)),
         tls=_tls(source),

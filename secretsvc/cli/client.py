@@ -13,7 +13,9 @@ What it does not do: render anything, or know what a resource means.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeout
 
 from secretsvc.cli.exits import ApiProblem, TimedOut
+from secretsvc.cli.listener import ensure_trusted
 from secretsvc.core.errors import ConfigurationError, SecretsvcError, Unauthenticated
 from secretsvc.core.model import Secret
-from secretsvc.settings import is_loopback, version
+from secretsvc.settings import SYSTEM_DATA_DIR, Listen, is_loopback, version
 
 Query = Mapping[str, str | Sequence[str]]
 """Parameters; one with several values is repeated."""
@@ -38,6 +41,7 @@ _READ_S = 75.0
 _TOKEN_FILE_LIMIT = 4096
 _PAGE = 200
 _NO_CONTENT = 204
+_HTTP_PORT = 80
 
 
 class NoAnswer(SecretsvcError):
@@ -69,7 +73,7 @@ class ApiClient:
         url: where it is, with a path if it is behind one.
         token_file: holds the API token; read at the first call that needs it.
         cacert: CA bundle to verify it with instead of the system's.
-        allow_http: send the token over plain HTTP to another machine.
+        allow_http: send the token over plain HTTP to another machine, or to another user's program.
     """
 
     def __init__(
@@ -182,18 +186,32 @@ class ApiClient:
         )
 
     def _read_token(self) -> Secret:
+        """Return the token, to be sent now."""
+        self._refuse_clear_text()
         if self._token is None:
-            self._refuse_clear_text()
             self._token = read_token(self.token_file)
         return self._token
 
     def _refuse_clear_text(self) -> None:
+        """Raise unless whoever gets the token over plain HTTP is on this machine, and not a stranger."""
         parts = urlsplit(self.url)
-        if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not self._allow_http:
+        host = parts.hostname or ""
+        if parts.scheme != "http" or self._allow_http:
+            return
+        if not is_loopback(host):
             raise ConfigurationError(
                 f"{self.url} is plain HTTP to another machine: the API token would travel in clear",
                 hint="use https://, or --allow-http if the way there is protected otherwise",
             )
+        trusted = {0, os.geteuid(), *_owner(self.token_file), *_owner(SYSTEM_DATA_DIR)}
+        ensure_trusted(Listen(host, parts.port or _HTTP_PORT), trusted)
+
+
+def _owner(path: Path | None) -> set[int]:
+    """Return whose a file is, if that can be told."""
+    with suppress(OSError):
+        return {path.stat().st_uid} if path is not None else set()
+    return set()
 
 
 def read_token(path: Path | None) -> Secret:
