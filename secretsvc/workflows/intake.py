@@ -359,8 +359,12 @@ class Intake:
         self._write(case, state)
 
     def record(self, uid: str, operation: Operation) -> None:
-        """Append a finished operation to a history."""
-        stored = self._store.get(History, uid)
+        """Append a finished operation to a history; a damaged one is left and stops nothing."""
+        try:
+            stored = self._store.get(History, uid)
+        except RecordDamaged as exc:
+            _log.error("record.damaged", message=exc.message, hint=exc.hint, operation=operation.id)
+            return
         history, version = (stored.record, stored.version) if stored else (History(uid), 0)
         self._store.put(uid, appended(history, operation), version)
 
@@ -368,9 +372,9 @@ class Intake:
         """Remove everything of a credential that has its tombstone, the tombstone last."""
         uid = stored.record.uid
         self._remove_candidates(uid)
-        state = self._store.get(CredentialState, uid)
-        for number in range(1, state.record.next_gen if state else 1):
-            self._remove(Generation, generation_name(uid, number))
+        for name in self._store.names(Generation):
+            if name.startswith(f"{uid}-"):
+                self._remove(Generation, name)
         self._remove(History, uid)
         self._remove(CredentialState, uid)
         self._store.remove(CredentialSpec, stored.record.name, stored.version)
@@ -417,7 +421,7 @@ class Intake:
         return replace(case, state=state, version=version)
 
     def _is_finished(self, case: _Case, request: str) -> bool:
-        stored = self._store.get(History, case.spec.uid)
+        stored = self._readable_record(History, case.spec.uid)
         return stored is not None and any(known.id == request for known in stored.record.operations)
 
     def _superseded(self, case: _Case) -> _Case:

@@ -76,7 +76,10 @@ class Worker:
         clusters: Mapping[str, Cluster],
         auth_files: AuthFiles,
         audit: AuditLog,
+        *,
+        refresh_s: float = REFRESH_S,
     ) -> None:
+        self._refresh_s = refresh_s
         self._desk = desk
         self._store = desk.store
         self._clusters = clusters
@@ -129,7 +132,7 @@ class Worker:
                 self._repeat(self._start_rounds, lambda: _either(self._wake, self._rounds.wait()))
             )
             group.create_task(self._repeat(self._keep_views, lambda: asyncio.sleep(_TICK_S)))
-            group.create_task(self._repeat(self._refresh_one, lambda: asyncio.sleep(REFRESH_S)))
+            group.create_task(self._repeat(self._refresh_one, lambda: asyncio.sleep(self._refresh_s)))
             group.create_task(self._repeat(self._sweep, lambda: asyncio.sleep(SWEEP_S)))
 
     async def _insist(self, step: Callable[[], Coroutine[None, None, None]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -15,14 +16,18 @@ from secretsvc.core.errors import (
     InvalidInput,
     NotFound,
     RecordDamaged,
+    SecretsvcError,
     StoreUnavailable,
     TargetForbidden,
     TargetUnreachable,
 )
 from secretsvc.core.model import (
     Candidate,
+    CredentialSpec,
+    CredentialState,
     CredentialType,
     Generation,
+    History,
     InboxItem,
     Login,
     OperationState,
@@ -33,9 +38,11 @@ from secretsvc.core.model import (
 from secretsvc.core.ports import LiveSecret, SecretMetadata
 from secretsvc.core.rules import (
     AuthFileRule,
+    CredentialsView,
     DeliveryState,
     DeliveryView,
     Dialect,
+    NamespaceSelection,
     Observed,
     PullSecretRule,
 )
@@ -43,7 +50,7 @@ from secretsvc.workflows.assign import Assigner, AuthFileDraft, PullSecretDraft
 from secretsvc.workflows.deliver import Deliverer
 from secretsvc.workflows.reconcile import Worker
 from secretsvc.workflows.records import Desk
-from secretsvc.workflows.register import CredentialDraft, NewValue, Registrar, RegistryDraft
+from secretsvc.workflows.register import ASKING, CredentialDraft, NewValue, Registrar, RegistryDraft
 from secretsvc.workflows.report import Reporter
 from secretsvc.workflows.world import World
 from tests.fakecluster import FakeAuthFiles, FakeCluster
@@ -68,6 +75,7 @@ class Site:
         self.assigner = Assigner(desk, self.audit, frozenset({"default"}))
         self.reporter = Reporter(desk)
         self.worker: Worker | None = None
+        self.refresh_s = 60.0
 
     def ring(self) -> None:
         self.clock.advance(milliseconds=1)
@@ -75,12 +83,15 @@ class Site:
             self.worker.ring()
 
     def start(self) -> Worker:
-        self.worker = Worker(self.desk, self.prover, {"default": self.cluster}, self.files, self.audit)
+        clusters = {"default": self.cluster}
+        self.worker = Worker(
+            self.desk, self.prover, clusters, self.files, self.audit, refresh_s=self.refresh_s
+        )
         return self.worker
 
     def register(self, name: str = "prod", value: str = "one") -> str:
         host = f"{name}.example.com"
-        if name not in [r.record.name for r in self.desk.all(_registry())]:
+        if name not in [r.record.name for r in self.desk.all(RegistrySpec)]:
             self.registrar.add_registry(RegistryDraft(name, host), "ann")
         return self.registrar.register(CredentialDraft(name, name, login(value)), "ann").operation
 
@@ -104,12 +115,6 @@ class Site:
             if row.delivery.target == target:
                 return row.delivery.state, row.delivery.reason
         return None
-
-
-def _registry() -> type:
-    from secretsvc.core.model import RegistrySpec
-
-    return RegistrySpec
 
 
 def login(value: str) -> Login:
@@ -432,7 +437,7 @@ def test_lists_come_from_views_and_know_new_records(site: Site) -> None:
     async def story() -> None:
         await until(settled(site, site.register()))
         await until(settled(site, site.pull("a")))
-        await until(lambda: site.store.names(_view()) != [])
+        await until(lambda: site.store.names(CredentialsView) != [])
         names = [line.spec.name for line in site.reporter.credentials()[0]]
         assert names == ["prod"]
         site.register("second", "x")
@@ -441,12 +446,6 @@ def test_lists_come_from_views_and_know_new_records(site: Site) -> None:
             site.reporter.operation("nonsense")
 
     work(site, story)
-
-
-def _view() -> type:
-    from secretsvc.core.rules import CredentialsView
-
-    return CredentialsView
 
 
 def test_our_secret_carries_the_installation(site: Site) -> None:
@@ -564,7 +563,173 @@ def test_an_operation_is_found_wherever_it_is_just_then(site: Site) -> None:
     async def story() -> None:
         operations = [site.register(f"c{number}", "x") for number in range(20)]
         for operation in operations:
-            while not site.reporter.operation(operation).operation.settled:
+            while not site.reporter.operation(operation).operation.settled:  # noqa: ASYNC110  # a race
                 await asyncio.sleep(0)
 
     work(site, story)
+
+
+def test_a_clock_that_steps_back_supersedes_nothing(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        site.clock.advance(hours=-1)
+        operation = site.put("two")
+        await until(settled(site, operation))
+        assert site.reporter.operation(operation).operation.state is OperationState.SUCCEEDED
+
+    work(site, story)
+
+
+def test_a_tombstone_without_its_request_is_swept(site: Site) -> None:
+    """Serve may stop between writing a tombstone and telling work."""
+
+    async def story() -> None:
+        await until(settled(site, site.register()))
+
+    work(site, story)
+    site.worker = None
+    site.desk.bury(site.desk.find(CredentialSpec, "prod"), None)
+    site.desk.bury(site.desk.find(RegistrySpec, "prod"), None)
+    site.refresh_s = 0.01
+
+    async def second() -> None:
+        await until(lambda: site.store.names(CredentialSpec) == site.store.names(RegistrySpec) == [])
+
+    work(site, second)
+
+
+def test_a_registry_that_goes_with_its_credential_is_swept(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        busy, site.worker = site.worker, None
+        site.registrar.delete_credential("prod", None, "ann")
+        site.registrar.delete_registry("prod", None, "ann")
+        assert busy is not None
+        busy.ring()
+        await until(lambda: site.store.names(CredentialSpec) == site.store.names(RegistrySpec) == [])
+
+    work(site, story)
+
+
+def test_a_rule_changed_without_its_request_is_followed(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        await until(settled(site, site.pull("a")))
+
+    work(site, story)
+    site.worker = None
+    site.refresh_s = 0.01
+
+    async def second() -> None:
+        stored = site.desk.find(PullSecretRule, "pull")
+        wider = replace(stored.record, namespaces=NamespaceSelection(("a", "b")))
+        site.desk.replace(wider, stored.version, None)
+        await until(lambda: encoded("one") in site.held("b"))
+
+    work(site, second)
+
+
+def test_a_list_lets_a_credential_expire(site: Site) -> None:
+    async def story() -> None:
+        ends = site.clock() + timedelta(hours=1)
+        site.registrar.add_registry(RegistryDraft("prod", "prod.example.com"), "ann")
+        draft = CredentialDraft("prod", "prod", login("one"), expires_at=ends)
+        await until(settled(site, site.registrar.register(draft, "ann").operation))
+        assert [line.state for line in site.reporter.credentials()[0]] == ["active"]
+
+    work(site, story)
+    site.clock.advance(hours=1)
+    assert [line.state for line in site.reporter.credentials()[0]] == ["expired"]
+
+
+@pytest.mark.parametrize("kind", [History, Observed, DeliveryView, CredentialsView])
+def test_one_damaged_record_stops_nothing_else(site: Site, kind: type) -> None:
+    async def first() -> None:
+        await until(settled(site, site.register("one")))
+        await until(settled(site, site.pull("a", name="one", credentials=("one",))))
+        await until(lambda: site.store.names(CredentialsView))
+
+    work(site, first)
+    broken = site.store.names(kind)[0]
+    real = site.store.get
+
+    def get(wanted: type, name: str) -> object:
+        if (wanted, name) == (kind, broken):
+            raise RecordDamaged("does not decrypt")
+        return real(wanted, name)
+
+    site.store.get = get  # type: ignore[method-assign,assignment]  # as a flipped bit would make it
+
+    async def second() -> None:
+        site.put("other", "one")
+        await until(settled(site, site.register("two", "x")))
+        await until(settled(site, site.pull("b", name="two", credentials=("two",))))
+        await until(lambda: encoded("other") in site.held("a", "one"))
+        assert encoded("x") in site.held("b", "two")
+
+    work(site, second)
+
+
+def test_a_credential_with_a_damaged_state_can_be_deleted(site: Site) -> None:
+    async def story() -> None:
+        await until(settled(site, site.register()))
+        real = site.store.get
+
+        def get(wanted: type, name: str) -> object:
+            if wanted is CredentialState:
+                raise RecordDamaged("does not decrypt")
+            return real(wanted, name)
+
+        site.store.get = get  # type: ignore[method-assign,assignment]  # as a flipped bit would make it
+        site.registrar.delete_credential("prod", None, "ann")
+        await until(lambda: site.store.names(CredentialSpec) == [])
+        assert site.store.names(Generation) == []
+
+    work(site, story)
+
+
+def test_of_many_who_describe_one_host_one_succeeds(site: Site) -> None:
+    start = threading.Barrier(8)
+    taken: list[str] = []
+
+    def describe(number: int) -> None:
+        start.wait()
+        try:
+            site.registrar.add_registry(RegistryDraft(f"r{number}", "same.example.com"), "ann")
+        except Conflict as exc:
+            taken.append(exc.code)
+
+    callers = [threading.Thread(target=describe, args=(number,)) for number in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert taken == ["HostTaken"] * 7
+
+
+def test_callers_who_wait_for_registries_leave_room_for_others(site: Site) -> None:
+    release = threading.Event()
+
+    def answer(*_: object) -> Outcome:
+        release.wait(20)
+        return Outcome.UNAVAILABLE
+
+    site.prover.answer = answer
+    site.registrar.add_registry(RegistryDraft("silent", "silent.example.com"), "ann")
+    refused: list[str] = []
+
+    def register(number: int) -> None:
+        try:
+            site.registrar.register(CredentialDraft(f"c{number}", "silent", login("x")), "ann")
+        except SecretsvcError as exc:
+            refused.append(exc.code)
+
+    callers = [threading.Thread(target=register, args=(number,)) for number in range(ASKING + 3)]
+    for caller in callers:
+        caller.start()
+    while refused.count("Busy") < 3:
+        assert any(caller.is_alive() for caller in callers)
+    release.set()
+    for caller in callers:
+        caller.join()
+    assert refused.count("Busy") == 3
