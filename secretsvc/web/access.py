@@ -17,10 +17,9 @@ from secretsvc.core.access import (
 from secretsvc.core.errors import NotFound
 from secretsvc.web import schemas
 from secretsvc.web.answers import IssuedTokenAnswer, ListAnswer, OperationAnswer, TokenAnswer
-from secretsvc.web.exchange import Answer, ensure_operation_id, page
+from secretsvc.web.exchange import Answer, ensure_operation_id, held, page, preference_applied
 from secretsvc.web.openapi import PREFIX, Resource
 from secretsvc.web.services import principal, services
-from secretsvc.workflows.report import OperationReport
 
 tokens = Resource("tokens", "API tokens and who is calling")
 operations = Resource("operations", "Work that outlives its request")
@@ -82,8 +81,9 @@ def whoami() -> Principal:
     return principal()
 
 
-@operations.call("GET", "/operations/<string:operation>", answer=OperationAnswer)
-def get(operation: str) -> OperationReport:
-    """Show an operation."""
+@operations.call("GET", "/operations/<string:operation>", answer=OperationAnswer, waits=True)
+def get(operation: str) -> Answer:
+    """Show an operation; with `Prefer: wait` once it has settled, or when the wait is over."""
     ensure_operation_id(operation)
-    return services().reporter.operation(operation)
+    report = held(operation, services().reporter.operation(operation))
+    return report, HTTPStatus.OK, preference_applied()

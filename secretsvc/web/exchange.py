@@ -137,16 +137,22 @@ def accepted(identifier: str, kind: OperationKind, verdict: Verdict | None = Non
 
 def settled_or_seen(identifier: str, kind: OperationKind) -> OperationReport:
     """Wait for an operation as long as the caller prefers; return what was last seen of it."""
-    seen = [_asked_for(identifier, kind)]
+    return held(identifier, _look(identifier) or _asked_for(identifier, kind))
+
+
+def held(identifier: str, known: OperationReport) -> OperationReport:
+    """Return an operation once it has settled, or as it is when the caller's preferred wait is over.
+
+    ``known`` is what was seen of it so far, and is returned when nothing newer can be read.
+    """
+    seen = [known]
 
     def done() -> bool:
-        found = _look(identifier)
-        if found is not None:
-            seen[0] = found
+        seen[0] = _look(identifier) or seen[0]
         return seen[0].operation.settled
 
-    done()
-    services().patience.until(done, wait_seconds())
+    if not known.operation.settled:
+        services().patience.until(done, wait_seconds())
     return seen[0]
 
 

@@ -125,6 +125,26 @@ def test_registering_waits_for_generation_1_when_asked(serving: Serving) -> None
     assert serving.ticking.naps == 1
 
 
+def test_an_operation_is_held_until_it_has_settled_when_asked(serving: Serving) -> None:
+    made = body(serving.add_credential(), 201)
+    path = f"/operations/{made['operation']}"
+    assert body(serving.call("GET", path))["state"] == "pending"
+    answer = serving.call("GET", path, headers={"Prefer": "wait=10"})
+    assert body(answer)["state"] == "succeeded"
+    assert answer.headers["Preference-Applied"] == "wait=10"
+    assert serving.ticking.naps == 1
+    assert body(serving.call("GET", path, headers={"Prefer": "wait=10"}))["state"] == "succeeded"
+    assert serving.ticking.naps == 1
+
+
+def test_an_operation_is_shown_as_it_is_when_the_wait_is_over(serving: Serving) -> None:
+    serving.works = False
+    made = body(serving.add_credential(), 201)
+    answer = serving.call("GET", f"/operations/{made['operation']}", headers={"Prefer": "wait=3"})
+    assert body(answer)["state"] == "pending"
+    assert serving.ticking.seconds == pytest.approx(3, abs=0.11)
+
+
 def test_waiting_ends_when_its_time_is_over(serving: Serving) -> None:
     serving.works = False
     made = body(serving.add_credential(headers={"Prefer": "wait=2"}), 201)
