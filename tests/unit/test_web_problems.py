@@ -80,6 +80,38 @@ def test_a_store_that_is_away_says_when_to_come_back() -> None:
     assert answer.json["retryable"] is True
 
 
+@pytest.mark.parametrize("kind", [errors.StoreUnavailable, errors.StoreDenied])
+def test_callers_are_not_told_what_the_store_was_asked_and_the_log_is(kind: type[SecretsvcError]) -> None:
+    serving = Serving()
+    serving.store.failure = kind(
+        "Vault at http://v:8200 is sealed: no answer about principal/327fe", hint="x8200"
+    )
+    answer = serving.call("GET", "/whoami")
+    said = answer.get_data(as_text=True)
+    assert "327fe" not in said
+    assert "8200" not in said
+    assert "principal/327fe" in serving.logs.getvalue()
+
+
+def test_a_taken_name_says_how_to_change_what_has_it() -> None:
+    serving = Serving()
+    serving.add_registry()
+    serving.add_credential()
+    serving.add_pull_secret()
+    serving.add_auth_file()
+    hints = {
+        "credential rotate NAME --manual": serving.add_credential(),
+        "registry set NAME": serving.add_registry(),
+        "pull-secret set NAME": serving.add_pull_secret(),
+        "authfile write --name NAME": serving.add_auth_file(),
+    }
+    for hint, answer in hints.items():
+        assert answer.status_code == 409
+        assert answer.json is not None
+        assert hint in answer.json["hint"]
+        assert answer.json["hint"].startswith("choose another name, or ")
+
+
 def test_a_rate_limited_registry_says_when_to_come_back() -> None:
     serving = Serving()
     serving.add_registry()
