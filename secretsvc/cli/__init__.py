@@ -19,8 +19,10 @@ from contextlib import suppress
 import click
 
 from secretsvc.cli.exits import MEANINGS, Exit, exit_for
-from secretsvc.cli.output import Terminal, aligned
+from secretsvc.cli.explain import of_usage
+from secretsvc.cli.output import Terminal
 from secretsvc.cli.session import Group, Session, output_options, pass_session
+from secretsvc.cli.tables import Table, moment
 from secretsvc.core.errors import SecretsvcError
 from secretsvc.settings import version
 
@@ -65,7 +67,7 @@ class _LazyGroup(Group):
 @click.option("--url", metavar="URL", help="Where the API is [SECRETSVC_URL].")
 @click.option("--token-file", metavar="FILE", help="Holds the API token [SECRETSVC_TOKEN_FILE].")
 @click.option("--cacert", metavar="FILE", help="CA bundle to verify the API with [SECRETSVC_CACERT].")
-@click.option("--allow-http", is_flag=True, help="Send the token over plain HTTP to another machine.")
+@click.option("--allow-http", is_flag=True, help="Send the token over plain HTTP to another machine or user.")
 @click.option("--config", metavar="FILE", help="The settings file [SECRETSVC_CONFIG].")
 @pass_session
 def cli(
@@ -95,8 +97,8 @@ def whoami(session: Session) -> None:
     """Print whose token the command line uses, and its role."""
     body = session.api.get("/whoami").body
     header = ("NAME", "ROLE", "EXPIRES")
-    row = (body["name"], body["role"], body.get("expires_at"))
-    session.terminal.show(body, lambda: aligned(header, [row]))
+    row = (body["name"], body["role"], moment(body.get("expires_at")))
+    session.terminal.show(body, lambda: Table.of(header, [row]))
 
 
 @cli.command("exit-codes")
@@ -105,7 +107,7 @@ def exit_codes(session: Session) -> None:
     """Print what each exit code means."""
     rows = [(int(code), meaning) for code, meaning in MEANINGS.items()]
     data = {"items": [{"code": code, "meaning": meaning} for code, meaning in rows]}
-    session.terminal.show(data, lambda: aligned(("CODE", "MEANING"), rows))
+    session.terminal.show(data, lambda: Table.of(("CODE", "MEANING"), rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session.terminal.note("interrupted")
         return Exit.INTERRUPTED
     except click.ClickException as exc:
-        exc.show(sys.stderr)
+        session.terminal.problem(of_usage(exc))
         return Exit.USAGE
     except SecretsvcError as exc:
         session.terminal.problem(exc)

@@ -13,7 +13,6 @@ import click
 
 from secretsvc.cli.client import Answer, segment
 from secretsvc.cli.credentials import deliveries_table
-from secretsvc.cli.output import aligned
 from secretsvc.cli.session import (
     Group,
     Session,
@@ -22,13 +21,16 @@ from secretsvc.cli.session import (
     raise_undelivered,
     timeout_option,
 )
+from secretsvc.cli.tables import Table
+from secretsvc.core.errors import NotFound
+from secretsvc.core.ident import is_name
 from secretsvc.core.rules import (
     LOCAL_HOST,
     Dialect,
 )
 
 _NAME_LENGTH = 40
-_DIGEST_LENGTH = 8
+_DIGEST_LENGTH = 6
 
 
 @click.group(cls=Group)
@@ -68,7 +70,7 @@ def write(session: Session, /, path: Path, timeout: float, **given: Any) -> None
         answer = session.api.call(
             "POST", "/auth-files", _body(name, str(where), given["dialect"], credentials)
         )
-    operation = session.follow(answer, f"writing {where}", timeout)
+    operation = session.follow(answer, f"writing {where}", timeout, _see(name))
     rows = list(session.api.items(f"{_path(name)}/deliveries"))
     session.terminal.show({"rule": name, "items": rows}, lambda: deliveries_table(rows))
     raise_undelivered(rows)
@@ -84,23 +86,25 @@ def list_(session: Session) -> None:
 
 
 @authfile.command("get")
-@click.argument("name")
+@click.argument("name", metavar="NAME|PATH")
 @pass_session
 def get(session: Session, name: str) -> None:
     """Show one auth file and how its target is."""
+    name = _named(session, name)
     body = session.api.get(_path(name)).body
     rows = list(session.api.items(f"{_path(name)}/deliveries"))
-    session.terminal.show({**body, "targets": rows}, lambda: f"{_table([body])}\n\n{deliveries_table(rows)}")
+    session.terminal.show({**body, "targets": rows}, lambda: [_table([body]), deliveries_table(rows)])
 
 
 @authfile.command("delete")
-@click.argument("name")
+@click.argument("name", metavar="NAME|PATH")
 @timeout_option()
 @pass_session
 def delete(session: Session, name: str, timeout: float) -> None:
     """Take our entries out of an auth file, and forget it. What is not ours stays."""
+    name = _named(session, name)
     answer = session.api.call("DELETE", _path(name), etag=session.api.get(_path(name)).etag)
-    raise_failure(session.follow(answer, f"taking {name}'s entries out", timeout))
+    raise_failure(session.follow(answer, f"taking {name}'s entries out", timeout, _see(name)))
     session.terminal.note(f"auth file {name} is deleted")
 
 
@@ -114,10 +118,25 @@ def absolute(path: Path) -> Path:
 
 
 def rule_name(path: str) -> str:
-    """Return a name for the rule of a path: readable, always the same, and one per path."""
+    """Return a name for the rule of a path: its last folder and file, and what tells it from others."""
     digest = hashlib.sha256(path.encode()).hexdigest()[:_DIGEST_LENGTH]
-    words = re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
-    return f"{words[-(_NAME_LENGTH - _DIGEST_LENGTH - 1) :].strip('-')}-{digest}".strip("-")
+    room = _NAME_LENGTH - _DIGEST_LENGTH - 1
+    parts = [re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in path.split("/")]
+    words = [part for part in parts if part][-2:]
+    if len("-".join(words)) > room:
+        words = words[-1:]
+    return f"{'-'.join(words)[:room].strip('-')}-{digest}".strip("-")
+
+
+def _named(session: Session, text: str) -> str:
+    """Return the name of the rule that ``text`` names; what can not be a name is a path."""
+    if is_name(text):
+        return text
+    path = str(absolute(Path(text)))
+    known = _rule_at(session, path)
+    if known is None:
+        raise NotFound(f"there is no auth file {path}", hint="see `secretsvc authfile list`")
+    return str(known["name"])
 
 
 def _rule_at(session: Session, path: str) -> dict[str, Any] | None:
@@ -148,15 +167,19 @@ def _body(name: str, path: str, dialect: str, credentials: list[str]) -> dict[st
     }
 
 
-def _table(items: list[dict[str, Any]]) -> str:
+def _table(items: list[dict[str, Any]]) -> Table:
     header = ("NAME", "PATH", "DIALECT", "CREDENTIALS", "SYNCED")
-    return aligned(header, [_row(item) for item in items])
+    return Table.of(header, [_row(item) for item in items], empty="no auth files")
 
 
 def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
     counts = item.get("deliveries") or {}
     synced = f"{counts.get('synced', 0)}/{counts.get('total', 1)}"
     return (item["name"], item["path"], item["dialect"], item["credentials"], synced)
+
+
+def _see(name: str) -> str:
+    return f"secretsvc authfile get {segment(name)}"
 
 
 def _path(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,9 +10,19 @@ import click
 
 from secretsvc.cli.client import Answer, segment
 from secretsvc.cli.exits import BadAnswer
+from secretsvc.cli.explain import credential_notes, lacking, target_notes
 from secretsvc.cli.imports import import_
-from secretsvc.cli.output import aligned, verdict_lines
-from secretsvc.cli.session import Group, Session, pass_session, raise_failure, timeout_option
+from secretsvc.cli.output import Part, verdict_lines
+from secretsvc.cli.session import (
+    SETTLED,
+    Group,
+    Session,
+    pass_session,
+    progress,
+    raise_failure,
+    timeout_option,
+)
+from secretsvc.cli.tables import Item, Table, clean, moment
 from secretsvc.cli.values import no_value_arguments, read_value
 from secretsvc.core.model import (
     CredentialType,
@@ -33,7 +43,7 @@ credential.add_command(import_)
 @credential.command("add")
 @click.argument("name")
 @click.option("--registry", required=True, help="A registry's name, or its host (with a dot or a port).")
-@click.option("--username", required=True)
+@click.option("--username", required=True, help="As the registry knows it; often with a prefix of its own.")
 @click.option("--type", "kind", type=click.Choice(_TYPES), required=True, help="What kind of login it is.")
 @click.option(
     "--allow-unverified",
@@ -41,7 +51,7 @@ credential.add_command(import_)
     help="Keep it although the registry could not be asked; never although it refused it.",
 )
 @click.option("--expires-at", metavar="TIME", help="When it ends, such as 2027-01-31T00:00:00Z.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="To find it by. May be repeated.")
 @timeout_option()
 @no_value_arguments
 @pass_session
@@ -70,7 +80,7 @@ def add(session: Session, /, name: str, timeout: float, **given: Any) -> None:  
         answer = session.api.call("POST", "/credentials", body)
     tell_registered(session, answer.body)
     if _goes_on(session, answer.body):
-        raise_failure(session.follow(answer, f"storing {name}", timeout))
+        raise_failure(session.follow(answer, f"storing {name}", timeout, _see(name)))
     current = session.api.get(_path(name)).body
     session.terminal.show(current, lambda: table([current]))
 
@@ -96,8 +106,39 @@ def get(session: Session, name: str) -> None:
     deliveries = list(session.api.items(f"{_path(name)}/deliveries"))
     session.terminal.show(
         {**body, "targets": deliveries},
-        lambda: "\n\n".join([table([body]), *_verdict_text(body), deliveries_table(deliveries)]),
+        lambda: [table([body]), _besides(body), *_verdict_text(body), deliveries_table(deliveries)],
     )
+
+
+@credential.command("set")
+@click.argument("name")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Add or change it. May be repeated."
+)
+@click.option(
+    "--remove-label", "removed", multiple=True, metavar="KEY", help="Take it away. May be repeated."
+)
+@click.option("--expires-at", metavar="TIME|never", help="When it ends, such as 2027-01-31T00:00:00Z.")
+@pass_session
+def set_(
+    session: Session, name: str, labels: tuple[str, ...], removed: tuple[str, ...], expires_at: str | None
+) -> None:
+    """Change a credential's labels or the time it ends; what is not named stays. Its value has its own verb.
+
+    \b
+    secretsvc credential set prod --label team=shop --expires-at 2027-01-31T00:00:00Z
+    """
+    if not (labels or removed or expires_at):
+        raise click.UsageError("say what to change: --label, --remove-label or --expires-at")
+    found = session.api.get(_path(name))
+    body: dict[str, Any] = {}
+    if labels or removed:
+        kept = {key: value for key, value in found.body["labels"].items() if key not in removed}
+        body["labels"] = kept | _labels(labels)
+    if expires_at:
+        body["expires_at"] = None if expires_at == "never" else _time(expires_at)
+    changed = session.api.call("PATCH", _path(name), body, etag=found.etag).body
+    session.terminal.show(changed, lambda: [table([changed]), _besides(changed)])
 
 
 @credential.command("rotate")
@@ -163,9 +204,9 @@ def rollback(session: Session, name: str, force: bool, reason: str, timeout: flo
 def validate(session: Session, name: str, timeout: float) -> None:
     """Prove the current value at the registry again."""
     answer = session.api.call("POST", f"{_path(name)}/validate")
-    raise_failure(session.follow(answer, f"proving {name}", timeout))
+    raise_failure(session.follow(answer, f"proving {name}", timeout, _see(name)))
     body = session.api.get(_path(name)).body
-    session.terminal.show(body, lambda: "\n\n".join([table([body]), *_verdict_text(body)]))
+    session.terminal.show(body, lambda: [table([body]), *_verdict_text(body)])
     if body["state"] != "active":
         raise BadAnswer(f"credential {name} is {body['state']}")
 
@@ -183,11 +224,15 @@ def delete(session: Session, name: str) -> None:
 @click.argument("name")
 @pass_session
 def history(session: Session, name: str) -> None:
-    """Show a credential's generations and its finished operations."""
+    """Show a credential's generations and its operations, an open one first."""
+    # The open one is read first: if it ends meanwhile it is among the finished ones, and shown once.
+    under_way = _open_operation(session, name)
     generations = list(session.api.items(f"{_path(name)}/generations"))
     operations = list(session.api.items(f"{_path(name)}/history"))
+    if under_way and under_way["id"] not in [row["id"] for row in operations]:
+        operations.insert(0, under_way)
     data = {"generations": generations, "operations": operations}
-    session.terminal.show(data, lambda: _history_table(generations, operations))
+    session.terminal.show(data, lambda: _history(generations, operations))
 
 
 def tell_registered(session: Session, body: Mapping[str, Any]) -> None:
@@ -198,16 +243,16 @@ def tell_registered(session: Session, body: Mapping[str, Any]) -> None:
         session.terminal.note("\n".join(verdict_lines(body["verdict"])))
 
 
-def table(items: list[dict[str, Any]]) -> str:
-    """Return credentials as a table."""
-    header = ("NAME", "REGISTRY", "USERNAME", "TYPE", "STATE", "GENERATION", "VERDICT", "EXPIRES", "TARGETS")
-    return aligned(header, [_row(item) for item in items])
+def table(items: list[dict[str, Any]]) -> Table:
+    """Return credentials as a table, with what to do below each that is not active."""
+    header = ("NAME", "REGISTRY", "USERNAME", "STATE", "GEN", "VERDICT", "TARGETS", "EXPIRES")
+    return Table(header, [Item(_row(item), credential_notes(item)) for item in items], empty="none")
 
 
-def deliveries_table(rows: list[dict[str, Any]]) -> str:
-    """Return targets as a table, with the reason of each."""
-    header = ("RULE", "TARGET", "STATE", "GENERATION", "REASON", "MESSAGE")
-    return aligned(header, [_delivery_row(row) for row in rows]) if rows else "no targets"
+def deliveries_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return targets as a table, with the reason below each that does not have what it should."""
+    header = ("RULE", "TARGET", "STATE", "GEN")
+    return Table(header, [Item(_delivery_row(row), target_notes(row)) for row in rows], empty="no targets")
 
 
 def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
@@ -217,42 +262,49 @@ def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
         item["name"],
         item["registry"],
         item["username"],
-        item["type"],
         item["state"],
         item.get("generation") or None,
         verdict.get("outcome"),
-        item.get("expires_at"),
         f"{counts.get('synced', 0)}/{counts.get('total', 0)}",
+        moment(item.get("expires_at")),
     )
+
+
+def _besides(body: Mapping[str, Any]) -> str:
+    """Return what the table has no room for."""
+    labels = ",".join(f"{key}={value}" for key, value in sorted(body["labels"].items()))
+    return clean(f"a {body['type']}; " + (f"labels {labels}" if labels else "no labels"))
 
 
 def _delivery_row(row: Mapping[str, Any]) -> tuple[object, ...]:
     target = row["target"]
     where = target.get("path") or f"{target.get('cluster')}/{target.get('namespace')}"
-    return (
-        row["rule"],
-        where,
-        row["state"],
-        row.get("generation") or None,
-        row.get("reason"),
-        row.get("message"),
-    )
+    return (row["rule"], where, row["state"], row.get("generation") or None)
 
 
-def _history_table(generations: list[dict[str, Any]], operations: list[dict[str, Any]]) -> str:
-    parts = [aligned(("GENERATION", "STAGE"), [(row["number"], row["stage"] or "-") for row in generations])]
-    rows = [
-        (
-            row["updated_at"],
-            row["kind"],
-            row["state"],
-            row.get("requested_by"),
-            (row.get("error") or {}).get("message"),
-        )
-        for row in operations
+def _open_operation(session: Session, name: str) -> dict[str, Any] | None:
+    identifier = session.api.get(_path(name)).body["operation"]
+    if not identifier:
+        return None
+    found: dict[str, Any] = session.api.get(f"/operations/{segment(identifier)}").body
+    return found
+
+
+def _history(generations: list[dict[str, Any]], operations: list[dict[str, Any]]) -> list[Part]:
+    stages = [(row["number"], row["stage"]) for row in generations]
+    header = ("AT", "OPERATION", "STATE", "BY")
+    return [
+        Table.of(("GENERATION", "STAGE"), stages, empty="no generations"),
+        Table(header, [_operation_item(row) for row in operations], empty="no operations"),
     ]
-    parts.append(aligned(("ENDED", "OPERATION", "STATE", "BY", "ERROR"), rows))
-    return "\n\n".join(parts)
+
+
+def _operation_item(row: Mapping[str, Any]) -> Item:
+    error = row.get("error") or {}
+    below = [error["message"]] if error else []
+    if row["state"] not in SETTLED:
+        below = [f"under way: {progress(row)}; `secretsvc operation wait {row['id']}`"]
+    return Item((moment(row["updated_at"]), row["kind"], row["state"], row.get("requested_by")), tuple(below))
 
 
 def _verdict_text(body: Mapping[str, Any]) -> list[str]:
@@ -273,14 +325,17 @@ def _goes_on(session: Session, body: Mapping[str, Any]) -> bool:
 
 
 def _distribute(session: Session, name: str, answer: Answer, what: str, timeout: float) -> None:
-    operation = session.follow(answer, what, timeout)
+    operation = session.follow(answer, what, timeout, _see(name))
     rows = list(session.api.items(f"{_path(name)}/deliveries"))
     body = session.api.get(_path(name)).body
-    stragglers = [row for row in rows if row["state"] != "synced"]
-    session.terminal.show(
-        {"credential": body, "operation": operation, "stragglers": stragglers},
-        lambda: "\n\n".join([table([body]), *([deliveries_table(stragglers)] if stragglers else [])]),
-    )
+    stragglers = lacking(rows)
+    published = operation["state"] == "succeeded" or body["generation"] == operation["generation"]
+
+    def screen() -> list[Part]:
+        # What was not published changed nothing: a table that shows all well would only mislead.
+        return [table([body]), *([deliveries_table(stragglers)] if stragglers else [])] if published else []
+
+    session.terminal.show({"credential": body, "operation": operation, "stragglers": stragglers}, screen)
     raise_failure(operation)
 
 
@@ -302,6 +357,10 @@ def _time(text: str) -> str:
     if moment.tzinfo is None:
         raise click.UsageError("--expires-at: say the time zone, such as Z for UTC")
     return moment.isoformat()
+
+
+def _see(name: str) -> str:
+    return f"secretsvc credential get {segment(name)}"
 
 
 def _path(name: str) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -18,13 +18,18 @@ import click
 from secretsvc import wiring
 from secretsvc.cli.client import ApiClient, segment
 from secretsvc.cli.exits import ApiProblem, BadAnswer
-from secretsvc.cli.output import aligned
+from secretsvc.cli.explain import for_a_terminal
 from secretsvc.cli.session import Command, Session, pass_session
+from secretsvc.cli.tables import Item, Table
 from secretsvc.core.errors import SecretsvcError
 from secretsvc.settings import Settings, StoreKind
 
 _OPEN_TO_OTHERS = 0o077
 _NOT_FOUND = 404
+_UNSEAL = "unseal it: `bao operator unseal`, or `vault operator unseal`, once per key share"
+
+Say = Callable[[str], None]
+"""Told what is looked at next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +52,25 @@ def doctor(session: Session, local: bool) -> None:
     Exits with 1 when there is an error among the findings. The local checks need the service's settings and
     its user's rights.
     """
-    findings = []
-    with session.terminal.waiting("looking") as say:
-        for finding in _all(session, local=local):
-            findings.append(finding)
-            say(f"looked at {finding.check}")
-    rows = [(one.severity, one.check, one.message, one.hint) for one in findings]
-    session.terminal.show(
-        {"items": [asdict(one) for one in findings]},
-        lambda: aligned(("", "CHECK", "FOUND", "WHAT TO DO"), rows),
-    )
+    with session.terminal.waiting("looking at the settings") as say:
+        findings = list(_all(session, lambda what: say(f"looking at {what}"), local=local))
+    session.terminal.show({"items": [asdict(one) for one in findings]}, lambda: _table(findings))
     errors = [one for one in findings if one.severity == "error"]
     if errors:
-        raise BadAnswer(f"{len(errors)} of {len(findings)} checks failed", hint="the table says what to do")
+        raise BadAnswer(
+            f"{len(errors)} of {len(findings)} checks failed", hint="what to do stands below each"
+        )
 
 
-def _all(session: Session, *, local: bool) -> Iterator[Finding]:
+def _table(findings: list[Finding]) -> Table:
+    items = [
+        Item((one.severity, one.check, one.message), (f"do: {one.hint}",) if one.hint else ())
+        for one in findings
+    ]
+    return Table(("", "CHECK", "FOUND"), items)
+
+
+def _all(session: Session, say: Say, *, local: bool) -> Iterator[Finding]:
     try:
         settings = session.settings()
     except SecretsvcError as exc:
@@ -70,19 +78,21 @@ def _all(session: Session, *, local: bool) -> Iterator[Finding]:
     else:
         yield Finding("settings", "ok", f"store {settings.store.value}, listening on {settings.listen}")
         yield from (Finding("settings", "warning", text) for text in settings.warnings)
-        yield from _local(settings)
+        yield from _local(settings, say)
     if not local:
-        yield from _remote(session)
+        yield from _remote(session, say)
 
 
 def _failed(check: str, error: SecretsvcError, severity: str = "error") -> Finding:
-    return Finding(check, severity, error.message.replace("\n", " "), error.hint)
+    # "See doctor" helps nobody who reads what doctor found.
+    hint = "" if "secretsvc doctor" in error.hint else error.hint
+    return Finding(check, severity, error.message.replace("\n", " "), hint)
 
 
 # --- This machine ---------------------------------------------------------------------------------
 
 
-def _local(settings: Settings) -> Iterator[Finding]:
+def _local(settings: Settings, say: Say) -> Iterator[Finding]:
     absent = not settings.data_dir.exists()
     if absent and settings.store is StoreKind.LOCAL:
         hint = "start the service once, or set SECRETSVC_DATA_DIR to where its data are"
@@ -91,7 +101,9 @@ def _local(settings: Settings) -> Iterator[Finding]:
         yield _private("data directory", settings.data_dir, stat.S_IFDIR)
         if settings.store is StoreKind.LOCAL:
             yield _private("key file", settings.key_file, stat.S_IFREG)
-        yield _checked("store", lambda: _probe_store(settings))
+        say("the store")
+        yield _store(settings)
+    say("cluster default")
     yield from _cluster(settings)
 
 
@@ -121,11 +133,13 @@ def _probe_store(settings: Settings) -> str:
         store.close()
 
 
-def _checked(check: str, look: Callable[[], str]) -> Finding:
+def _store(settings: Settings) -> Finding:
     try:
-        return Finding(check, "ok", look())
+        return Finding("store", "ok", _probe_store(settings))
     except SecretsvcError as exc:
-        return _failed(check, exc)
+        found = _failed("store", exc)
+        sealed = settings.store is StoreKind.VAULT and "sealed" in exc.message
+        return replace(found, hint=_UNSEAL) if sealed and not found.hint else found
 
 
 def _cluster(settings: Settings) -> Iterator[Finding]:
@@ -172,7 +186,8 @@ def _rights(rights: dict[str, bool]) -> Finding:
 # --- The API --------------------------------------------------------------------------------------
 
 
-def _remote(session: Session) -> Iterator[Finding]:
+def _remote(session: Session, say: Say) -> Iterator[Finding]:
+    say("the API")
     try:
         api = session.api
         ready, said = api.ready()
@@ -183,6 +198,9 @@ def _remote(session: Session) -> Iterator[Finding]:
     yield Finding("API", severity, f"{api.url}: {'ready' if ready else said}")
     try:
         caller = api.get("/whoami").body
+    except ApiProblem as exc:
+        yield _failed("API token", for_a_terminal(exc, api.token_file))
+        return
     except SecretsvcError as exc:
         yield _failed("API token", exc)
         return
@@ -190,10 +208,10 @@ def _remote(session: Session) -> Iterator[Finding]:
     if caller["role"] != "admin":
         yield Finding("API token", "warning", "a viewer may not ping", "use a token of an admin")
         return
-    yield from _pings(api)
+    yield from _pings(api, say)
 
 
-def _pings(api: ApiClient) -> Iterator[Finding]:
+def _pings(api: ApiClient, say: Say) -> Iterator[Finding]:
     try:
         clusters = list(api.items("/clusters"))
         registries = list(api.items("/registries"))
@@ -201,8 +219,10 @@ def _pings(api: ApiClient) -> Iterator[Finding]:
         yield _failed("API", exc)
         return
     for cluster in clusters:
+        say(f"cluster {cluster['name']} from the service")
         yield _ping_cluster(api, cluster["name"])
     for registry in registries:
+        say(f"registry {registry['name']}")
         yield _ping_registry(api, registry["name"])
 
 

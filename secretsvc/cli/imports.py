@@ -17,8 +17,8 @@ import click
 
 from secretsvc import settings, wiring
 from secretsvc.cli.exits import ApiProblem, BadAnswer, PartlyDone
-from secretsvc.cli.output import aligned
 from secretsvc.cli.session import Command, Session, pass_session
+from secretsvc.cli.tables import Item, Table
 from secretsvc.core import dockerconfig
 from secretsvc.core.errors import InvalidInput, NotFound
 from secretsvc.core.ident import is_name
@@ -56,7 +56,12 @@ class _Line:
 @click.option("--select", "selected", multiple=True, metavar="KEY", help="Register this entry. Repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Register every usable entry.")
 @click.option("--dry-run", is_flag=True, help="Only list what is there.")
-@click.option("--type", "kind", type=click.Choice([known.value for known in CredentialType]))
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice([known.value for known in CredentialType]),
+    help="What kind of login it is; needed to register, since the entry does not tell.",
+)
 @click.option("--name", help="The credential's name, when one entry is registered.")
 @click.option("--kubeconfig", type=click.Path(), help="Instead of the one kubectl would use.")
 @click.option("--context", help="The context in it, instead of the current one.")
@@ -105,7 +110,7 @@ def _document(session: Session, given: dict[str, Any]) -> dockerconfig.Document:
     if (given["k8s_secret"] is None) == (given["authfile"] is None):
         raise click.UsageError("give either --k8s-secret NAMESPACE/NAME or --authfile PATH")
     if given["authfile"] is not None:
-        return dockerconfig.parse(_file(given["authfile"]))
+        return _parsed(_file(given["authfile"]), str(given["authfile"]))
     namespace, slash, name = given["k8s_secret"].partition("/")
     if not (namespace and slash and name) or "/" in name:
         raise click.UsageError("--k8s-secret is NAMESPACE/NAME")
@@ -113,7 +118,18 @@ def _document(session: Session, given: dict[str, Any]) -> dockerconfig.Document:
     flags = session.flags | {key: value for key, value in options.items() if value}
     found = settings.load_client(session.environ, flags)
     with session.terminal.waiting(f"reading the Secret {namespace}/{name}"):
-        return dockerconfig.parse(asyncio.run(_secret(found, namespace, name)))
+        text = asyncio.run(_secret(found, namespace, name))
+    return _parsed(text, f"the Secret {namespace}/{name}")
+
+
+def _parsed(content: bytes | str, source: str) -> dockerconfig.Document:
+    try:
+        return dockerconfig.parse(content)
+    except InvalidInput as exc:
+        hint = (
+            "it must be an auth file of podman or docker, such as ~/.docker/config.json; it is left as it is"
+        )
+        raise InvalidInput(f"{source}: {exc.message}", hint=hint, code=exc.code) from exc
 
 
 def _file(path: Path) -> bytes:
@@ -172,10 +188,13 @@ def credential_name(key: str) -> str:
 
 
 def _show(session: Session, lines: list[_Line]) -> None:
-    rows = [(line.key, line.username, line.result, line.credential, line.detail) for line in lines]
+    items = [
+        Item((line.key, line.username, line.result, line.credential), (line.detail,) if line.detail else ())
+        for line in lines
+    ]
     session.terminal.show(
         {"items": [line.as_json() for line in lines]},
-        lambda: aligned(("KEY", "USERNAME", "RESULT", "CREDENTIAL", "DETAIL"), rows),
+        lambda: Table(("KEY", "USERNAME", "RESULT", "CREDENTIAL"), items, empty="no logins"),
     )
 
 
@@ -184,4 +203,4 @@ def _raise_unregistered(results: list[_Line]) -> None:
     if missed:
         message = f"{len(missed)} of {len(results)} entries were not registered"
         kind = PartlyDone if len(missed) < len(results) else BadAnswer
-        raise kind(message, hint="the reasons are in the table; an existing one takes `credential rotate`")
+        raise kind(message, hint="the reason stands below each; an existing one takes `credential rotate`")

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from secretsvc.cli.client import segment
-from secretsvc.cli.output import aligned
 from secretsvc.cli.session import Group, Session, pass_session, raise_failure, timeout_option
+from secretsvc.cli.tables import Item, Table
 
 
 @click.group(cls=Group)
@@ -36,9 +36,9 @@ def wait(session: Session, identifier: str, timeout: float) -> None:
     raise_failure(body)
 
 
-def _table(body: dict[str, Any]) -> str:
+def _table(body: dict[str, Any]) -> Table:
     progress = body.get("progress") or {}
     error = body.get("error") or {}
-    header = ("KIND", "STATE", "DONE", "TOTAL", "ERROR")
-    row = (body["kind"], body["state"], progress.get("done"), progress.get("total"), error.get("message"))
-    return aligned(header, [row])
+    row = (body["kind"], body["state"], progress.get("done"), progress.get("total"))
+    below = tuple(text for text in (error.get("message"), error.get("hint")) if text)
+    return Table(("KIND", "STATE", "DONE", "TOTAL"), [Item(row, below)])

@@ -2,7 +2,7 @@
 
 Rules:
 
-- ``-o json`` and ``-o yaml`` print the API's objects unchanged; a table is aligned text, one line per item.
+- ``-o json`` and ``-o yaml`` print the API's objects unchanged; a table is text that fits the terminal.
 - Text that came from elsewhere is printed without control characters, so that it can not drive a terminal.
 - Whatever takes longer than a second says what it waits for: a spinner on a terminal, else a line when it
   changes.
@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ import yaml
 from rich.console import Console
 
 from secretsvc.cli.exits import ApiProblem
+from secretsvc.cli.tables import Table, clean, wrapped
 from secretsvc.core.errors import InvalidInput, NotProved, SecretsvcError
 
 PATIENCE_S = 1.0
 """How long something may take before it says what it waits for."""
 
-Row = Sequence[object]
+Part = str | Table
+"""What a screen is made of."""
 
 
 class OutputFormat(StrEnum):
@@ -36,25 +39,6 @@ class OutputFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     YAML = "yaml"
-
-
-def clean(value: object) -> str:
-    """Return a cell's or message's text without control characters; None is a dash."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ",".join(clean(item) for item in value) or "-"
-    return "".join(character if character.isprintable() else "?" for character in str(value))
-
-
-def aligned(header: Row, rows: Sequence[Row]) -> str:
-    """Return rows as columns that are as wide as their widest cell."""
-    cells = [[clean(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 @dataclass(slots=True)
@@ -70,15 +54,26 @@ class Terminal:
     def __post_init__(self) -> None:
         self._console = Console(file=self.err, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def show(self, data: Any, table: Callable[[], str]) -> None:  # noqa: ANN401  # JSON
-        """Print data in the chosen format; ``table`` is only asked when it is the table."""
+    @property
+    def width(self) -> int | None:
+        """How many columns standard output has; None when it is no terminal, and nothing is folded."""
+        return shutil.get_terminal_size().columns if self.out.isatty() else None
+
+    def show(self, data: Any, screen: Callable[[], Part | Sequence[Part]]) -> None:  # noqa: ANN401  # JSON
+        """Print data in the chosen format; ``screen`` is only asked when it is the table."""
         if self.format is OutputFormat.JSON:
             text = json.dumps(data, indent=2, ensure_ascii=False)
         elif self.format is OutputFormat.YAML:
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip("\n")
         else:
-            text = table()
-        print(text, file=self.out, flush=True)
+            text = self._text(screen())
+        if text:
+            print(text, file=self.out, flush=True)
+
+    def _text(self, screen: Part | Sequence[Part]) -> str:
+        parts = [screen] if isinstance(screen, str | Table) else screen
+        texts = [part if isinstance(part, str) else part.text(self.width) for part in parts]
+        return "\n\n".join(text for text in texts if text)
 
     def note(self, text: str) -> None:
         """Say what was done, on standard error, unless quiet."""
@@ -87,7 +82,7 @@ class Terminal:
 
     def warn(self, text: str) -> None:
         """Say what the user should know even when quiet."""
-        self._console.out(_printable(f"warning: {text}"), highlight=False)
+        self._say([f"warning: {text}"])
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
@@ -108,14 +103,23 @@ class Terminal:
             return
         lines = [f"error: {error.message}"]
         if isinstance(error, ApiProblem):
-            lines += _details(error.document)
+            lines += _details(error)
         if isinstance(error, InvalidInput):
-            lines += [f"  {fault.pointer}: {fault.detail}" for fault in error.fields]
+            unsaid = [fault for fault in error.fields if fault.detail not in error.message]
+            lines += [f"  {fault.pointer}: {fault.detail}" for fault in unsaid]
         if error.hint:
             lines.append(f"hint: {error.hint}")
         if isinstance(error, ApiProblem) and error.status >= 500:  # noqa: PLR2004  # HTTP's class
             lines.append(f"request id: {error.document.get('request_id', '-')}")
-        self._console.out(_printable("\n".join(lines)), highlight=False)
+        self._say("\n".join(lines).split("\n"))
+
+    def _say(self, lines: Sequence[str]) -> None:
+        """Print sentences, folded between words where standard error is a terminal."""
+        width = self._console.width if self._console.is_terminal else None
+        for line in lines:
+            indent = line[: len(line) - len(line.lstrip())]
+            for folded in wrapped(line.strip(), width, indent):
+                self._console.out(folded, highlight=False)
 
 
 class _Lines:
@@ -149,26 +153,29 @@ class _Lines:
             self._terminal.note(f"{self._text} ...")
 
 
-def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
-    """Return a verdict as text: each request that was made, then what came out."""
+def verdict_lines(verdict: Mapping[str, Any], said: str = "") -> list[str]:
+    """Return a verdict as text: each request that was made, then what came out, unless it was ``said``."""
     lines = []
     for number, step in enumerate(verdict.get("steps") or (), 1):
         status = step.get("status") or "no answer"
         note = f"  ({step['note']})" if step.get("note") else ""
         lines.append(f"  {number}. {step.get('method')} {step.get('host')}{step.get('path')}: {status}{note}")
-    lines.append(f"  {verdict.get('outcome')} ({verdict.get('reason')}): {verdict.get('message')}")
+    message = "" if verdict.get("message") == said else f": {verdict.get('message')}"
+    lines.append(f"  {verdict.get('outcome')} ({verdict.get('reason')}){message}")
     return lines
 
 
-def _details(document: Mapping[str, Any]) -> list[str]:
+def _details(error: ApiProblem) -> list[str]:
+    document = error.document
     lines = []
     for fault in document.get("errors") or ():
         where = fault.get("pointer") or fault.get("location") or ""
-        lines.append(f"  {where}: {fault.get('detail', '')}")
+        lines.append(f"  {error.given_as.get(where, where)}: {fault.get('detail', '')}")
     if isinstance(document.get("verdict"), Mapping):
-        lines += verdict_lines(document["verdict"])
-    if document.get("users"):
-        lines.append(f"  used by: {clean(document['users'])}")
+        lines += verdict_lines(document["verdict"], error.message)
+    unsaid = [user for user in document.get("users") or () if str(user) not in error.message]
+    if unsaid:
+        lines.append(f"  used by: {clean(unsaid)}")
     return lines
 
 

@@ -8,7 +8,6 @@ import click
 
 from secretsvc.cli.client import segment
 from secretsvc.cli.credentials import deliveries_table
-from secretsvc.cli.output import aligned
 from secretsvc.cli.session import (
     Group,
     Session,
@@ -17,6 +16,10 @@ from secretsvc.cli.session import (
     raise_undelivered,
     timeout_option,
 )
+from secretsvc.cli.tables import Table
+
+_FEW = 5
+"""Namespaces that a list names; ``get`` shows all."""
 
 
 @click.group(cls=Group)
@@ -29,7 +32,7 @@ def pull_secret() -> None:
 @click.option("--secret-name", required=True, help="The Secret's name in every namespace.")
 @click.option("--credential", "credentials", multiple=True, required=True, help="May be repeated.")
 @click.option("--namespace", "namespaces", multiple=True, required=True, help="May be repeated.")
-@click.option("--cluster", default="default", show_default=True)
+@click.option("--cluster", default="default", show_default=True, help="Where the namespaces are.")
 @click.option("--keep", is_flag=True, help="Leave the Secrets where they are when the rule goes.")
 @timeout_option()
 @pass_session
@@ -49,7 +52,7 @@ def add(session: Session, /, name: str, timeout: float, **given: Any) -> None:  
         "keep": given["keep"],
     }
     answer = session.api.call("POST", "/pull-secrets", body)
-    session.follow(answer, f"delivering to {len(given['namespaces'])} namespaces", timeout)
+    session.follow(answer, f"delivering to {len(given['namespaces'])} namespaces", timeout, _see(name))
     _show_targets(session, name)
 
 
@@ -59,7 +62,9 @@ def add(session: Session, /, name: str, timeout: float, **given: Any) -> None:  
 @click.option("--namespace", "namespaces", multiple=True, help="Exactly these namespaces.")
 @click.option("--add-namespace", "added", multiple=True, help="These namespaces too.")
 @click.option("--remove-namespace", "removed", multiple=True, help="These namespaces no longer.")
-@click.option("--keep/--no-keep", default=None)
+@click.option(
+    "--keep/--no-keep", default=None, help="Whether the Secrets stay where they are when the rule goes."
+)
 @timeout_option()
 @pass_session
 def set_(session: Session, /, name: str, timeout: float, **given: Any) -> None:  # noqa: ANN401
@@ -74,7 +79,7 @@ def set_(session: Session, /, name: str, timeout: float, **given: Any) -> None: 
     if given["keep"] is not None:
         body["keep"] = given["keep"]
     answer = session.api.call("PUT", _path(name), body, etag=found.etag)
-    session.follow(answer, f"bringing {name} to its targets", timeout)
+    session.follow(answer, f"bringing {name} to its targets", timeout, _see(name))
     _show_targets(session, name)
 
 
@@ -93,7 +98,7 @@ def get(session: Session, name: str) -> None:
     """Show one pull secret and its targets."""
     body = session.api.get(_path(name)).body
     rows = list(session.api.items(f"{_path(name)}/deliveries"))
-    session.terminal.show({**body, "targets": rows}, lambda: f"{_table([body])}\n\n{deliveries_table(rows)}")
+    session.terminal.show({**body, "targets": rows}, lambda: [_table([body]), deliveries_table(rows)])
 
 
 @pull_secret.command("sync")
@@ -102,7 +107,8 @@ def get(session: Session, name: str) -> None:
 @pass_session
 def sync(session: Session, name: str, timeout: float) -> None:
     """Look at every target now, and bring it to what is wanted."""
-    session.follow(session.api.call("POST", f"{_path(name)}/sync"), f"syncing {name}", timeout)
+    answer = session.api.call("POST", f"{_path(name)}/sync")
+    session.follow(answer, f"syncing {name}", timeout, _see(name))
     _show_targets(session, name)
 
 
@@ -113,7 +119,7 @@ def sync(session: Session, name: str, timeout: float) -> None:
 def delete(session: Session, name: str, timeout: float) -> None:
     """Delete a pull secret and the Secrets that it made (unless it keeps them)."""
     answer = session.api.call("DELETE", _path(name), etag=session.api.get(_path(name)).etag)
-    raise_failure(session.follow(answer, f"removing what {name} made", timeout))
+    raise_failure(session.follow(answer, f"removing what {name} made", timeout, _see(name)))
     session.terminal.note(f"pull secret {name} is deleted")
 
 
@@ -123,16 +129,21 @@ def _show_targets(session: Session, name: str) -> None:
     raise_undelivered(rows)
 
 
-def _table(items: list[dict[str, Any]]) -> str:
-    header = ("NAME", "SECRET", "CLUSTER", "CREDENTIALS", "NAMESPACES", "SYNCED")
-    return aligned(header, [_row(item) for item in items])
+def _table(items: list[dict[str, Any]]) -> Table:
+    header = ("NAME", "SECRET", "CLUSTER", "CREDENTIALS", "SYNCED", "NAMESPACES")
+    return Table.of(header, [_row(item) for item in items], empty="no pull secrets")
 
 
 def _row(item: dict[str, Any]) -> tuple[object, ...]:
     counts = item.get("deliveries") or {}
     names = item["namespaces"]["names"]
     synced = f"{counts.get('synced', 0)}/{counts.get('total', len(names))}"
-    return (item["name"], item["secret_name"], item["cluster"], item["credentials"], names, synced)
+    shown = names if len(names) <= _FEW else f"{','.join(names[:_FEW])} and {len(names) - _FEW} more"
+    return (item["name"], item["secret_name"], item["cluster"], item["credentials"], synced, shown)
+
+
+def _see(name: str) -> str:
+    return f"secretsvc pull-secret get {segment(name)}"
 
 
 def _path(name: str) -> str:

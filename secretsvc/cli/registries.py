@@ -9,8 +9,9 @@ import click
 
 from secretsvc.cli.client import segment
 from secretsvc.cli.exits import BadAnswer
-from secretsvc.cli.output import aligned, verdict_lines
+from secretsvc.cli.output import verdict_lines
 from secretsvc.cli.session import Group, Session, pass_session
+from secretsvc.cli.tables import Table
 from secretsvc.core.model import RegistryKind
 
 _WISH = (
@@ -25,6 +26,8 @@ _WISH = (
     "production_requires_token",
 )
 """What a caller may say of a registry; the rest of an answer is ours."""
+_BINDING = ("host", "realms", "insecure", "ca")
+"""What a value is proved against: a change makes it stale."""
 
 
 @click.group(cls=Group)
@@ -35,7 +38,10 @@ def registry() -> None:
 def _description(function: Any) -> Any:  # noqa: ANN401  # a decorator of click's
     options = (
         click.option(
-            "--kind", type=click.Choice([known.value for known in RegistryKind]), help="Which product it is."
+            "--kind",
+            type=click.Choice([known.value for known in RegistryKind]),
+            help="Which product it is; by default told from the host: quay.io, ghcr.io, harbor.*, "
+            "gitlab.* and so on, else generic.",
         ),
         click.option("--insecure/--secure", default=None, help="Allow plain HTTP."),
         click.option(
@@ -102,7 +108,10 @@ def set_(session: Session, /, name: str, **given: Any) -> None:  # noqa: ANN401
     path = f"/registries/{segment(name)}"
     found = session.api.get(path)
     wish = {key: found.body[key] for key in _WISH if key in found.body} | _wish(**given)
-    _show(session, session.api.call("PUT", path, wish, etag=found.etag).body)
+    changed = session.api.call("PUT", path, wish, etag=found.etag).body
+    _show(session, changed)
+    if any(found.body[key] != changed[key] for key in _BINDING):
+        _warn_of_stale(session, name)
 
 
 @registry.command("list")
@@ -143,14 +152,30 @@ def delete(session: Session, name: str) -> None:
     session.terminal.note(f"registry {name} is deleted")
 
 
+def _warn_of_stale(session: Session, name: str) -> None:
+    """Name the credentials whose values were proved against the registry as it was."""
+    items = session.api.items("/credentials", {"registry": name})
+    stale = [item["name"] for item in items if item["generation"]]
+    if stale:
+        what, each = (
+            (f"credential {stale[0]} is", "it")
+            if len(stale) == 1
+            else (f"credentials {', '.join(stale)} are", "each")
+        )
+        session.terminal.warn(
+            f"{what} stale now: proved against {name} as it was, and not delivered anywhere new until "
+            f"{each} has a new value (`secretsvc credential rotate NAME --manual`) or {name} is set back"
+        )
+
+
 def _show(session: Session, body: dict[str, Any]) -> None:
     session.terminal.show(body, lambda: _table([body]))
 
 
-def _table(items: list[dict[str, Any]]) -> str:
+def _table(items: list[dict[str, Any]]) -> Table:
     header = ("NAME", "HOST", "KIND", "HTTP", "NETWORKS")
     rows = [
         (item["name"], item["host"], item.get("kind"), item.get("insecure"), item.get("networks"))
         for item in items
     ]
-    return aligned(header, rows)
+    return Table.of(header, rows, empty="no registries")

@@ -6,23 +6,27 @@ wait ended or was interrupted: the operation does not stop with the command.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
 
 from secretsvc import settings
 from secretsvc.cli.client import Answer, ApiClient, segment
-from secretsvc.cli.exits import BadAnswer, PartlyDone, TimedOut
+from secretsvc.cli.exits import ApiProblem, BadAnswer, PartlyDone, TimedOut
+from secretsvc.cli.explain import for_a_terminal, lacking, name_options, shortfall
 from secretsvc.cli.output import OutputFormat, Terminal
 
 SETTLED = frozenset({"succeeded", "failed", "cancelled"})
 _POLL_S = 0.3
+"""Between two looks at an operation that the service did not hold: it lets only some callers wait."""
 _HOLD_S = 2
-"""How long the service may hold one look at an operation."""
+"""How long the service may hold one look, so that progress is seen too."""
 
 
 @dataclass(slots=True)
@@ -44,36 +48,49 @@ class Session:
             self._client = ApiClient(found.url, found.token_file, found.cacert, allow_http=self.allow_http)
         return self._client
 
+    @property
+    def token_file(self) -> Path | None:
+        """Where the API token comes from."""
+        return self.api.token_file
+
     def settings(self, flags: Mapping[str, str] | None = None) -> settings.Settings:
         """Return the service's settings, with what a command was given besides."""
         return settings.load(self.environ, self.flags | dict(flags or {}))
 
-    def follow(self, answer: Answer, what: str, timeout: float) -> dict[str, Any]:
+    def follow(self, answer: Answer, what: str, timeout: float, see: str = "") -> dict[str, Any]:
         """Wait until the operation that ``answer`` is about has settled; return it.
 
-        Raises `TimedOut` after ``timeout`` seconds.
+        Raises `TimedOut` after ``timeout`` seconds, which names ``see``, the command that says why.
         """
-        return self.wait(operation_of(answer), what, timeout)
+        return self.wait(operation_of(answer), what, timeout, see)
 
-    def wait(self, identifier: str, what: str, timeout: float) -> dict[str, Any]:
+    def wait(self, identifier: str, what: str, timeout: float, see: str = "") -> dict[str, Any]:
         """Wait for an operation by its id, showing its progress."""
         ends = time.monotonic() + timeout
-        hint = f"it goes on; see `secretsvc operation wait {identifier}`"
+        hint = f"it goes on; `secretsvc operation wait {identifier}` waits for it"
         try:
             with self.terminal.waiting(what) as say:
                 while True:
-                    operation: dict[str, Any] = self.api.get(
-                        f"/operations/{segment(identifier)}", wait=_HOLD_S
-                    ).body
+                    operation = self._look(identifier, ends)
                     if operation["state"] in SETTLED:
                         return operation
-                    say(what + _progress(operation))
+                    say(f"{what} ({progress(operation)})")
                     if time.monotonic() >= ends:
-                        raise TimedOut(f"{what}: not done after {timeout:g} s", hint=hint)
-                    time.sleep(_POLL_S)
+                        why = f"`{see}` says why; " if see else ""
+                        raise TimedOut(f"{what}: {progress(operation)} after {timeout:g} s", hint=why + hint)
         except KeyboardInterrupt:
             self.terminal.note(hint)
             raise
+
+    def _look(self, identifier: str, ends: float) -> dict[str, Any]:
+        """Return an operation once it has settled, after a while, or when the time is over."""
+        started = time.monotonic()
+        hold = min(_HOLD_S, max(1, math.ceil(ends - started)))
+        operation: dict[str, Any] = self.api.get(f"/operations/{segment(identifier)}", wait=hold).body
+        rest = _POLL_S - (time.monotonic() - started)
+        if operation["state"] not in SETTLED and rest > 0:
+            time.sleep(rest)
+        return operation
 
 
 def operation_of(answer: Answer) -> str:
@@ -102,19 +119,18 @@ def raise_failure(operation: Mapping[str, Any]) -> None:
 
 def raise_undelivered(deliveries: list[dict[str, Any]]) -> None:
     """Raise unless every target has what it should: `PartlyDone` when some have."""
-    bad = [row for row in deliveries if row["state"] not in ("synced", "removed")]
-    if not bad:
-        return
-    message = f"{len(bad)} of {len(deliveries)} targets do not have it"
-    kind = PartlyDone if len(bad) < len(deliveries) else BadAnswer
-    raise kind(message, hint="the reasons are in the table; secretsvc keeps trying")
+    message = shortfall(deliveries)
+    if message:
+        kind = PartlyDone if len(lacking(deliveries)) < len(deliveries) else BadAnswer
+        raise kind(message, hint="the reason stands below each; secretsvc keeps trying")
 
 
-def _progress(operation: Mapping[str, Any]) -> str:
-    progress = operation.get("progress") or {}
-    if not progress.get("total"):
-        return f" ({operation['state']})"
-    return f" ({progress['done']} of {progress['total']} targets)"
+def progress(operation: Mapping[str, Any]) -> str:
+    """Say how far an operation got."""
+    counts = operation.get("progress") or {}
+    if not counts.get("total"):
+        return str(operation["state"])
+    return f"{counts['done']} of {counts['total']} targets have it"
 
 
 pass_session = click.make_pass_decorator(Session)
@@ -163,11 +179,19 @@ def output_options() -> list[click.Parameter]:
 
 
 class Command(click.Command):
-    """A command that takes ``-o`` and ``-q``."""
+    """A command that takes ``-o`` and ``-q``, and says what the API refused in words of the command line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # click's own signature
         super().__init__(*args, **kwargs)
         self.params += output_options()
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  # click's own signature
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ApiProblem as exc:
+            name_options(exc, self, ctx)
+            raise for_a_terminal(exc, ctx.ensure_object(Session).token_file) from exc.__cause__
 
 
 class Group(click.Group):

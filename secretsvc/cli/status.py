@@ -10,8 +10,10 @@ from secretsvc.cli.client import ApiClient, segment
 from secretsvc.cli.credentials import deliveries_table
 from secretsvc.cli.credentials import table as credentials_table
 from secretsvc.cli.exits import BadAnswer
-from secretsvc.cli.output import aligned
+from secretsvc.cli.explain import lacking, shortfall
+from secretsvc.cli.output import Part
 from secretsvc.cli.session import Command, Session, pass_session
+from secretsvc.cli.tables import Table
 
 _RULES = (("pull-secrets", "pull_secrets"), ("auth-files", "auth_files"))
 
@@ -27,7 +29,9 @@ def status(session: Session) -> None:
         data = _read(session.api)
     session.terminal.show(data, lambda: _screen(data))
     if data["unhealthy"]:
-        raise BadAnswer(f"unhealthy: {', '.join(data['unhealthy'])}", hint="the table says why")
+        raise BadAnswer(
+            f"unhealthy: {', '.join(data['unhealthy'])}", hint="the reason and what to do stand below each"
+        )
 
 
 def _read(api: ApiClient) -> dict[str, Any]:
@@ -47,18 +51,14 @@ def _read(api: ApiClient) -> dict[str, Any]:
 
 def _unhealthy(data: dict[str, Any]) -> list[str]:
     credentials = [item for item in data["credentials"] if item["state"] != "active"]
-    targets = [row for row in data["deliveries"] if row["state"] not in ("synced", "removed")]
     named = [f"credential {item['name']} is {item['state']}" for item in credentials]
-    if targets:
-        named.append(f"{len(targets)} of {len(data['deliveries'])} targets")
-    return named
+    return named + ([shortfall(data["deliveries"])] if lacking(data["deliveries"]) else [])
 
 
-def _screen(data: dict[str, Any]) -> str:
+def _screen(data: dict[str, Any]) -> list[Part]:
     registries = [(item["name"], item["host"], item["kind"]) for item in data["registries"]]
-    parts = [
-        ("REGISTRIES", aligned(("NAME", "HOST", "KIND"), registries) if registries else "none"),
-        ("CREDENTIALS", credentials_table(data["credentials"]) if data["credentials"] else "none"),
-        ("TARGETS", deliveries_table(data["deliveries"])),
+    return [
+        Table.of(("REGISTRY", "HOST", "KIND"), registries, empty="no registries"),
+        credentials_table(data["credentials"]),
+        deliveries_table(data["deliveries"]),
     ]
-    return "\n\n".join(f"{title}\n{text}" for title, text in parts)

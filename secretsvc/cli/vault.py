@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,10 +10,11 @@ import click
 from secretsvc import wiring
 from secretsvc.cli.session import Group, Session, pass_session
 from secretsvc.cli.values import no_value_arguments, read_value
-from secretsvc.settings import load_vault_address
+from secretsvc.settings import VaultSettings, load_vault_address
 
 ROLES = ("secretsvc", "secretsvc-serve", "secretsvc-work")
 """The AppRoles; the first, for one process that is both programs, gets a secret id when none is named."""
+_PROGRAMS = dict(zip(ROLES, ("serve --with-worker", "serve", "work"), strict=True))
 
 
 @click.group(cls=Group)
@@ -60,6 +62,23 @@ def bootstrap(
         report = wiring.bootstrap_vault(where, token, secret_id_dir, roles or ROLES[:1])
     files = {role: str(path) for role, path in report.secret_id_files.items()}
     data = {"done": list(report.lines), "role_ids": dict(report.role_ids), "secret_id_files": files}
-    lines = [*report.lines, "", *(f"role id of {role}: {name}" for role, name in report.role_ids.items())]
-    lines += [f"secret id of {role}: {path}" for role, path in files.items()]
-    session.terminal.show(data, lambda: "\n".join(lines))
+    ids = [f"role id of {role}: {name}" for role, name in report.role_ids.items()]
+    steps = [_next(where, role, report.role_ids[role], files.get(role)) for role in files or ROLES[:1]]
+    session.terminal.show(data, lambda: ["\n".join(report.lines), "\n".join(ids), *steps])
+
+
+def _next(where: VaultSettings, role: str, role_id: str, secret_id_file: str | None) -> str:
+    """Return the settings of the program that logs in as a role, to be pasted into its shell or unit."""
+    given = {
+        "STORE": "vault",
+        "VAULT_ADDR": where.address,
+        "VAULT_MOUNT": where.mount,
+        "VAULT_NAMESPACE": where.namespace,
+        "VAULT_CACERT": str(where.cacert.absolute()) if where.cacert else "",
+        "VAULT_ROLE_ID": role_id,
+        "VAULT_SECRET_ID_FILE": str(Path(secret_id_file).absolute()) if secret_id_file else "",
+    }
+    lines = [f"  export SECRETSVC_{name}={shlex.quote(value)}" for name, value in given.items() if value]
+    if secret_id_file is None:
+        lines.append("  export SECRETSVC_VAULT_SECRET_ID_FILE=...  # made with --secret-id-dir DIR")
+    return "\n".join([f"next, for `secretsvc {_PROGRAMS[role]}`:", *lines])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ from secretsvc.cli.authfiles import absolute, rule_name
 from secretsvc.cli.client import ApiClient, read_token
 from secretsvc.cli.exits import Exit, PartlyDone
 from secretsvc.cli.imports import credential_name
-from secretsvc.cli.output import OutputFormat, Terminal, aligned, clean
+from secretsvc.cli.output import OutputFormat, Terminal
 from secretsvc.cli.session import Session, raise_failure, raise_undelivered
+from secretsvc.cli.tables import aligned, clean
 from secretsvc.cli.values import LIMIT, read_value
 from secretsvc.core.errors import ConfigurationError, Unauthenticated
 from secretsvc.core.ident import is_name
@@ -178,6 +180,19 @@ def test_yaml_and_json_hold_the_same() -> None:
         assert "table" not in out.getvalue()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["status", "--nonsense"], ["credential", "get"], ["token", "create"]]
+)
+def test_what_is_wrong_with_a_command_line_is_said_like_any_other_error(
+    arguments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == Exit.USAGE
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("error: ")
+    assert said[1].startswith("hint: see `secretsvc")
+    assert said[1].endswith("--help`")
+
+
 # --- Outcomes -------------------------------------------------------------------------------------
 
 
@@ -209,6 +224,21 @@ def test_a_rules_name_is_a_name_and_stable(path: str) -> None:
 
 def test_two_paths_have_two_names() -> None:
     assert rule_name("/a/auth.json") != rule_name("/b/auth.json")
+    assert rule_name("/x/a/auth.json") != rule_name("/y/a/auth.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/tmp/some-long-place-kqq3/repo/auth.json", "repo-auth-json"),
+        ("/auth.json", "auth-json"),
+        (f"/srv/{'x' * 30}/config.json", "config-json"),
+        (f"/srv/{'x' * 60}", "x" * 33),
+        ("/Root/.docker/config.json", "docker-config-json"),
+    ],
+)
+def test_a_rule_is_named_after_its_last_folder_and_file(path: str, words: str) -> None:
+    assert re.fullmatch(rf"{words}-[0-9a-f]{{6}}", rule_name(path))
 
 
 @given(st.text())
