@@ -150,8 +150,14 @@ def _make_admin(settings: Settings) -> bool:
     and again, which locks the account.
     """
     store = open_store(settings)
+    gatekeeper = _gatekeeper(_desk(store, _silence))
     try:
-        token = _gatekeeper(_desk(store, _silence)).ensure_admin(LOCAL_ACTOR)
+        if settings.admin_token_file.exists() and not gatekeeper.is_known():
+            raise ConfigurationError(
+                f"{settings.admin_token_file} is the admin token of another store; this one is empty",
+                hint="give this store a data directory of its own (SECRETSVC_DATA_DIR), or move the file away",
+            )
+        token = gatekeeper.ensure_admin(LOCAL_ACTOR)
     except (StoreUnavailable, StoreDenied) as exc:
         if not settings.admin_token_file.exists():
             raise

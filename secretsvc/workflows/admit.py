@@ -114,9 +114,13 @@ class Gatekeeper:
                 self._revoke(stored, actor)
         return self.issue(ADMIN_NAME, Role.ADMIN, None, actor)[1]
 
+    def is_known(self) -> bool:
+        """Whether anybody was ever let in here."""
+        return bool(self._desk.store.names(Principal))
+
     def ensure_admin(self, actor: str) -> Secret | None:
         """Make the first admin token, or return None when some principal exists already."""
-        if self._desk.store.names(Principal):
+        if self.is_known():
             return None
         return self.issue(ADMIN_NAME, Role.ADMIN, None, actor)[1]
 

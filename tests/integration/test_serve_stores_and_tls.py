@@ -70,6 +70,22 @@ def test_a_secret_id_can_be_asked_for_every_role_and_no_other() -> None:
     assert set(cli_vault.ROLES) == set(bootstrap.ROLES)
 
 
+def test_the_admin_token_of_another_store_is_not_overwritten(tmp_path: Path) -> None:
+    with Service(tmp_path, {}) as service:
+        token = service.token_file.read_text()
+    (service.folder / "data" / "secretsvc.db").rename(tmp_path / "other.db")
+    done = run(
+        "serve",
+        "--with-worker",
+        SECRETSVC_DATA_DIR=str(service.folder / "data"),
+        SECRETSVC_KEY_FILE=str(service.folder / "kek"),
+        SECRETSVC_LISTEN=f"127.0.0.1:{service.port}",
+    )
+    assert done.returncode == Exit.USAGE, done.stderr
+    assert "another store" in done.stderr
+    assert service.token_file.read_text() == token
+
+
 def test_a_vault_that_is_away_at_the_first_start_is_a_clear_error(tmp_path: Path) -> None:
     secret_id = tmp_path / "secret-id"
     secret_id.write_text("x")
