@@ -121,7 +121,6 @@ class LocalStore:
         self._kek = kek
         self._key_uses = key_uses
         self._busy_seconds = busy_seconds
-        self._writer = threading.Lock()
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
@@ -295,7 +294,7 @@ class LocalStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: committed and on disk when the block ends, rolled back when it raises."""
-        with self._turn(), self._connection() as db:
+        with self._connection() as db:
             self._check_same_file()
             _begin(db, self._busy_seconds)
             try:
@@ -304,17 +303,6 @@ class LocalStore:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Let one thread of this process write at a time, so that only one asks for SQLite's lock."""
-        if not self._writer.acquire(timeout=self._busy_seconds):
-            what, hint = _UNAVAILABLE[sqlite3.SQLITE_LOCKED]
-            raise StoreUnavailable(f"the database {self._path} does not answer: {what}", hint=hint)
-        try:
-            yield
-        finally:
-            self._writer.release()
 
     def _expect(self, db: sqlite3.Connection, kind: str, name: str, expected: int) -> None:
         if _version(db, kind, name) != expected:
