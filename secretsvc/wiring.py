@@ -155,7 +155,7 @@ def _make_admin(settings: Settings) -> bool:
         if settings.admin_token_file.exists() and not gatekeeper.is_known():
             raise ConfigurationError(
                 f"{settings.admin_token_file} is the admin token of another store; this one is empty",
-                hint="give this store a data directory of its own (SECRETSVC_DATA_DIR), or move the file away",
+                hint="give this store a data directory of its own (SECRETSVC_DATA_DIR), or move it away",
             )
         token = gatekeeper.ensure_admin(LOCAL_ACTOR)
     except (StoreUnavailable, StoreDenied) as exc:

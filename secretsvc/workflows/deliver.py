@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from secretsvc.core.delivery import Action, Decision, Marker
 from secretsvc.core.dockerconfig import render
@@ -39,6 +39,7 @@ from secretsvc.core.rules import (
     Delivery,
     DeliveryState,
     PullSecretRule,
+    Rule,
 )
 from secretsvc.workflows.world import Content, StoredRule, World
 
@@ -113,16 +114,16 @@ class Deliverer:
         cluster = self._clusters.get(rule.cluster)
         if cluster is None:
             return self._all(
-                self._known(rule), _Seen(DeliveryState.FAILED, "NoCluster", _no_cluster(rule.cluster))
+                rule, self._known(rule), _Seen(DeliveryState.FAILED, "NoCluster", _no_cluster(rule.cluster))
             )
         if content.held:
-            return self._all(wished, _Seen(DeliveryState.FAILED, "ValueUnreadable", content.held))
+            return self._all(rule, wished, _Seen(DeliveryState.FAILED, "ValueUnreadable", content.held))
         try:
             rendered = render(content.entries) if content.entries else None
             marker = await self._marker(cluster)
             found = await cluster.secrets_named(rule.secret_name)
         except (DeliveryError, InvalidInput) as exc:
-            return self._all(self._known(rule), _failed(exc))
+            return self._all(rule, self._known(rule), _failed(exc))
         one = _NamespacePass(cluster, marker, rule, revision, content, rendered, self._in_sync)
 
         async def bring(namespace: str) -> Delivery | None:
@@ -135,7 +136,7 @@ class Deliverer:
                 )
             if outcome is None:
                 return None
-            delivery = self._delivery(namespace, outcome)
+            delivery = self._delivery(rule, namespace, outcome)
             seen(delivery)
             return delivery
 
@@ -161,18 +162,18 @@ class Deliverer:
         marks = dict(observed.marks) if observed else {}
         if content.held:
             outcome = _Seen(DeliveryState.FAILED, "ValueUnreadable", content.held)
-            return Pass(self._all(wished, outcome).deliveries, marks)
+            return Pass(self._all(rule, wished, outcome).deliveries, marks)
         wish = self._file_wish(rule, content)
         if not wish.entries and not wish.remove:
-            return Pass(self._all(wished, _waiting(content)).deliveries, marks if wished else {})
+            return Pass(self._all(rule, wished, _waiting(content)).deliveries, marks if wished else {})
         try:
             result = await asyncio.to_thread(self._auth_files.write, wish)
         except (DeliveryError, InvalidInput) as exc:
             gone = not wished and isinstance(exc, TargetMissing)
-            return Pass({}) if gone else Pass(self._all((rule.path,), _failed(exc)).deliveries, marks)
+            return Pass({}) if gone else Pass(self._all(rule, (rule.path,), _failed(exc)).deliveries, marks)
         if not wished:
             return Pass({})
-        delivery = self._delivery(rule.path, _written(content, result))
+        delivery = self._delivery(rule, rule.path, _written(content, result))
         seen(delivery)
         return Pass({rule.path: delivery}, dict(result.marks))
 
@@ -192,12 +193,16 @@ class Deliverer:
 
     # --- the parts --------------------------------------------------------------------------------
 
-    def _all(self, names: Iterable[str], outcome: _Seen) -> Pass:
+    def _all(self, rule: Rule, names: Iterable[str], outcome: _Seen) -> Pass:
         """Say the same of every target that can not be looked at; what it held it still holds."""
-        return Pass({name: self._delivery(name, outcome) for name in names}, looked=False)
+        return Pass({name: self._delivery(rule, name, outcome) for name in names}, looked=False)
 
-    def _delivery(self, target: str, seen: _Seen) -> Delivery:
-        return Delivery(target, seen.state, seen.reason, seen.message, self._clock(), seen.components)
+    def _delivery(self, rule: Rule, target: str, seen: _Seen) -> Delivery:
+        """Return what was seen of a target; the same as before keeps its time, and costs no write."""
+        now = Delivery(target, seen.state, seen.reason, seen.message, self._clock(), seen.components)
+        before = self._world.deliveries.get(rule.uid, {}).get(target)
+        same = before is not None and replace(before, updated_at=now.updated_at) == now
+        return before if before is not None and same else now
 
 
 class _NamespacePass:

@@ -222,9 +222,13 @@ def test_drift_is_repaired_in_place_and_a_settled_site_writes_nothing(site: Site
         assert encoded("one") in site.held("a")
         assert site.cluster.secrets[("a", "pull")].metadata.uid == live.metadata.uid
         writes = len(site.cluster.writes)
+        seen = site.store.writes[:]
         for _ in range(3):
+            site.clock.advance(seconds=60)
             await until(settled(site, site.assigner.sync(PullSecretRule, "pull", "ann")))
         assert len(site.cluster.writes) == writes
+        views = [name for kind, name in site.store.writes[len(seen) :] if kind in ("view", "observed")]
+        assert [name for name in views if not name.startswith("credentials")] == []
 
     work(site, story)
 
