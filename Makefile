@@ -49,4 +49,4 @@ rig: rig-build ## Start the real servers and print how to use them
 
 .PHONY: bench
 bench: rig-build ## Measure
-	@$(PYTHON) -m pytest -m bench -s
+	@$(PYTHON) -m pytest tests/bench -m bench -s
