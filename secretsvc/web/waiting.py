@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 LONGEST_S = 60
 _POLL_S = 0.1
 _SEATS = 8
-"""Requests that may wait at once: half of the threads that serve is started with."""
+"""Requests that may wait at once: half of those that serve works on at once."""
 _WAIT = re.compile(r"wait=\"?([0-9]{1,4})\"?\Z")
 
 
