@@ -169,7 +169,9 @@ class Deliverer:
         try:
             result = await asyncio.to_thread(self._auth_files.write, wish)
         except (DeliveryError, InvalidInput) as exc:
-            gone = not wished and isinstance(exc, TargetMissing)
+            # A file that can not be read may be left when nothing of ours is known to be in it.
+            left = isinstance(exc, TargetMissing) or (isinstance(exc, TargetRefused) and not marks)
+            gone = not wished and left
             return Pass({}) if gone else Pass(self._all(rule, (rule.path,), _failed(exc)).deliveries, marks)
         if not wished:
             return Pass({})
