@@ -40,5 +40,7 @@ def _table(body: dict[str, Any]) -> Table:
     progress = body.get("progress") or {}
     error = body.get("error") or {}
     row = (body["kind"], body["state"], progress.get("done"), progress.get("total"))
-    below = tuple(text for text in (error.get("message"), error.get("hint")) if text)
+    below = tuple(
+        text for text in (error.get("message"), f"do: {error['hint']}" if error.get("hint") else "") if text
+    )
     return Table(("KIND", "STATE", "DONE", "TOTAL"), [Item(row, below)])

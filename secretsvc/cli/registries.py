@@ -154,17 +154,17 @@ def delete(session: Session, name: str) -> None:
 
 def _warn_of_stale(session: Session, name: str) -> None:
     """Name the credentials whose values were proved against the registry as it was."""
-    items = session.api.items("/credentials", {"registry": name})
-    stale = [item["name"] for item in items if item["generation"]]
+    # A list may be some seconds old, one credential is read fresh.
+    known = [item["name"] for item in session.api.items("/credentials", {"registry": name})]
+    found = [session.api.get(f"/credentials/{segment(one)}").body for one in known]
+    stale = [item["name"] for item in found if item["state"] == "stale"]
     if stale:
-        what, each = (
-            (f"credential {stale[0]} is", "it")
-            if len(stale) == 1
-            else (f"credentials {', '.join(stale)} are", "each")
-        )
+        one = len(stale) == 1
+        what = f"credential {stale[0]} is" if one else f"credentials {', '.join(stale)} are"
         session.terminal.warn(
             f"{what} stale now: proved against {name} as it was, and not delivered anywhere new until "
-            f"{each} has a new value (`secretsvc credential rotate NAME --manual`) or {name} is set back"
+            f"{'it' if one else 'each'} has a new value "
+            f"(`secretsvc credential rotate {stale[0] if one else 'NAME'} --manual`) or {name} is set back"
         )
 
 

@@ -159,7 +159,10 @@ def test_an_unreachable_registry_is_kept_only_when_asked_for(shell: Shell) -> No
     assert "UNAVAILABLE" in shell.fails(Exit.REMOTE, *arguments, value="c4nary-later")
     assert "not proved" in shell.run(*arguments, "--allow-unverified", value="c4nary-later").stderr
     assert shell.json("credential", "get", "later")["state"] == "unverified"
-    assert "credential later is unverified" in shell.fails(Exit.BAD_ANSWER, "status")
+    said = shell.fails(Exit.BAD_ANSWER, "status")
+    assert "credential later is unverified" in said
+    assert "    the value is kept but not proved (ConnectionFailed)" in said
+    assert "    do: `secretsvc registry ping down`" in said
     shell.ok("credential", "delete", "later")
     shell.ok("registry", "delete", "down")
 
@@ -205,14 +208,75 @@ def test_a_new_value_reaches_every_target_and_can_be_taken_back(shell: Shell) ->
     shell.ok("credential", "rotate", "turn", "--manual", value=f"{SECOND}\n")
     assert login(path.read_text(), shell.registry.host) == f"{USER}:{SECOND}"
     assert shell.json("credential", "get", "turn")["generation"] == 2
-    assert "previous" in shell.fails(Exit.BAD_ANSWER, "credential", "rollback", "turn")
+    refused = shell.fails(Exit.BAD_ANSWER, "credential", "rollback", "turn")
+    assert "previous" in refused
+    assert "active" not in refused
     shell.registry.set_password(USER, CANARY)
     shell.ok("credential", "rollback", "turn", "--force", "--reason", "the registry was put back")
     assert login(path.read_text(), shell.registry.host) == f"{USER}:{CANARY}"
     shell.fails(Exit.CONFLICT, "credential", "delete", "turn")
-    [rule] = [item["name"] for item in shell.json("authfile", "list")["items"] if item["path"] == str(path)]
-    shell.ok("authfile", "delete", rule)
+    shell.ok("authfile", "delete", "./turn.json")
+    assert "./turn.json" not in shell.ok("authfile", "list")
     shell.ok("credential", "delete", "turn")
+
+
+def test_labels_and_the_end_of_a_credential_can_be_changed(shell: Shell) -> None:
+    shell.add_credential("tagged")
+    shell.ok("credential", "set", "tagged", "--label", "team=shop", "--label", "env=lab")
+    shell.ok("credential", "set", "tagged", "--remove-label", "env", "--label", "team=bills")
+    shell.ok("credential", "set", "tagged", "--expires-at", "2099-01-31T00:00:00Z")
+    found = shell.json("credential", "get", "tagged")
+    assert (found["labels"], found["expires_at"]) == ({"team": "bills"}, "2099-01-31T00:00:00Z")
+    shell.ok("credential", "set", "tagged", "--expires-at", "never")
+    assert shell.json("credential", "get", "tagged")["expires_at"] is None
+    assert "team=bills" in shell.ok("credential", "get", "tagged")
+    shell.fails(Exit.USAGE, "credential", "set", "tagged")
+    shell.fails(Exit.USAGE, "credential", "set", "tagged", "--expires-at", "soon")
+    shell.ok("credential", "delete", "tagged")
+
+
+def test_a_change_that_makes_credentials_stale_names_them(shell: Shell) -> None:
+    said = shell.run("registry", "set", "reg1", "--secure").stderr
+    assert "credential prod is stale now" in said
+    assert "rotate prod --manual" in said
+    assert shell.run("registry", "set", "reg1", "--secure").stderr == ""
+    stale = shell.ok("credential", "get", "prod")
+    assert "registry reg1 (its host, realms, CA or --insecure) changed" in stale
+    assert "rotate prod --manual" in stale
+    assert shell.run("registry", "set", "reg1", "--insecure").stderr == ""
+    assert shell.json("credential", "get", "prod")["state"] == "active"
+
+
+def test_a_name_that_is_taken_and_a_missing_reason_say_what_to_do(shell: Shell) -> None:
+    arguments = ("prod", "--registry", "reg1", "--username", USER, "--type", "token")
+    taken = shell.fails(Exit.CONFLICT, "credential", "add", *arguments, value=CANARY)
+    assert "hint: choose another name, or put a new value with `secretsvc credential rotate NAME" in taken
+    shell.add_credential("back")
+    shell.registry.set_password(USER, SECOND)
+    shell.ok("credential", "rotate", "back", "--manual", value=SECOND)
+    missing = shell.fails(Exit.USAGE, "credential", "rollback", "back", "--force")
+    shell.ok("credential", "delete", "back")
+    assert "  --reason TEXT: " in missing
+    assert "openapi" not in missing
+
+
+def test_a_wait_that_ends_says_how_far_it_got(shell: Shell, kube: KubeCluster) -> None:
+    kube.create_namespace("near")
+    shell.add_credential("slow")
+    rule = ("pull-secret", "add", "far", "--secret-name", "far", "--credential", "slow")
+    shell.fails(Exit.PARTIAL, *rule, "--namespace", "near", "--namespace", "late")
+    rotate = ("credential", "rotate", "slow", "--manual", "--timeout", "2")
+    shell.registry.set_password(USER, SECOND)
+    said = shell.fails(Exit.TIMED_OUT, *rotate, value=SECOND)
+    assert "1 of 2 targets have it after 2 s" in said
+    assert "`secretsvc credential get slow` says why" in said
+    [under_way, *_] = shell.json("credential", "history", "slow")["operations"]
+    assert under_way["state"] not in ("succeeded", "failed", "cancelled")
+    assert "under way: 1 of 2 targets have it" in shell.ok("credential", "history", "slow")
+    kube.create_namespace("late")
+    shell.ok("operation", "wait", under_way["id"])
+    shell.ok("pull-secret", "delete", "far")
+    shell.ok("credential", "delete", "slow")
 
 
 # --- Targets --------------------------------------------------------------------------------------
@@ -307,6 +371,12 @@ def test_an_imported_login_that_is_refused_is_not_kept(shell: Shell, kube: KubeC
     assert "refused" in said
 
 
+def test_a_file_that_is_no_auth_file_is_named(shell: Shell) -> None:
+    (shell.service.folder / "notes.md").write_text("# notes")
+    said = shell.fails(Exit.USAGE, "credential", "import", "--authfile", "notes.md")
+    assert said.startswith("error: notes.md: ")
+
+
 def _source(shell: Shell, kube: KubeCluster, source: str, value: str) -> tuple[str, str]:
     text = _auth_file(shell, value)
     if source == "file":
@@ -372,6 +442,21 @@ def test_tokens_are_made_used_and_ended(shell: Shell) -> None:
     assert "eyes" in shell.ok("token", "list")
     shell.ok("token", "revoke", "eyes")
     assert shell.run("whoami", **viewer).returncode == Exit.FORBIDDEN
+    shell.said[:] = [text.replace(token, "") for text in shell.said]
+
+
+def test_the_last_admin_is_not_ended_by_accident(shell: Shell) -> None:
+    assert "'admin' is the last of an admin" in shell.fails(Exit.USAGE, "token", "revoke", "admin")
+    token = shell.ok("token", "create", "second", "--role", "admin").strip()
+    assert "you are calling with" in shell.fails(Exit.USAGE, "token", "revoke", "admin")
+    file = shell.service.folder / "second.token"
+    file.write_text(token)
+    second = {"SECRETSVC_TOKEN_FILE": str(file)}
+    assert shell.run("token", "revoke", "second", "--force", **second).returncode == Exit.OK
+    refused = shell.run("whoami", **second)
+    assert refused.returncode == Exit.FORBIDDEN
+    assert str(file) in refused.stderr
+    assert "token reset --local" in refused.stderr
     shell.said[:] = [text.replace(token, "") for text in shell.said]
 
 
