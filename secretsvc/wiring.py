@@ -15,7 +15,6 @@ import asyncio
 import os
 import resource
 import secrets
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -344,9 +343,9 @@ async def cluster_rights(settings: Settings) -> dict[str, bool]:
 def make_prover() -> RegistryProver:
     """Return what asks registries about logins."""
     from secretsvc.registries.generic import Prover  # noqa: PLC0415  # see the module's rules
-    from secretsvc.registries.transport import Transport  # noqa: PLC0415
+    from secretsvc.registries.transport import Transport, system_resolver  # noqa: PLC0415
 
-    return Prover(Transport(_resolve, time.monotonic), now, secrets.token_bytes)
+    return Prover(Transport(system_resolver, time.monotonic), now, secrets.token_bytes)
 
 
 def bootstrap_vault(
@@ -357,11 +356,6 @@ def bootstrap_vault(
 
     address = _vault_address(where)
     return bootstrap(address, admin_token, secret_id_dir=secret_id_dir, secret_id_roles=roles)
-
-
-def _resolve(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 # --- The parts ------------------------------------------------------------------------------------

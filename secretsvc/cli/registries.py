@@ -57,7 +57,7 @@ def _description(function: Any) -> Any:  # noqa: ANN401  # a decorator of click'
         click.option(
             "--production-requires-token/--production-allows-password",
             default=None,
-            help="Whether a password may go to production targets.",
+            help="Recorded; no rule looks at it yet.",
         ),
     )
     for option in reversed(options):

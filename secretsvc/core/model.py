@@ -406,8 +406,10 @@ class CredentialState:
     """What the current generation was proved against."""
     expires_at: datetime | None = None
     """When the current generation ends, where that is known."""
-    spec_version: int = 0
-    """The version of the wish these facts have taken into account."""
+    username: str = ""
+    """The current generation's; a new value may come with another one than the wish."""
+    type: CredentialType | None = None
+    """The current generation's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,8 @@ def _published(
         verdict=op.verdict,
         bound_to=generation.bound_to,
         expires_at=generation.expires_at,
+        username=generation.login.username,
+        type=generation.login.type,
     )
 
 

@@ -30,7 +30,6 @@ from secretsvc.workflows.records import Desk
 
 _log = get_logger(__name__)
 
-DEFAULT_LIFETIME = timedelta(days=90)
 ADMIN_NAME = "admin"
 _HINT = "send `Authorization: Bearer <token>`; an admin makes one with `secretsvc token create`"
 

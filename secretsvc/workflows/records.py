@@ -152,4 +152,4 @@ def operation_id(request_id: str, subject_uid: str) -> str:
 
 
 def _noun(word: str) -> str:
-    return word.replace(" ", "-")
+    return {"pull secret": "pull-secret", "auth file": "authfile"}.get(word, word)

@@ -192,12 +192,11 @@ class Registrar:
         registry = self._desk.find(RegistrySpec, stored.record.registry).record
         verdict = self._proved(registry, value.login, name, actor, override=value.allow_unverified)
         with self._desk.deciding:
-            # Proving took seconds: what the If-Match is about is looked at again, and written first.
-            stored = self._desk.unchanged(self._desk.find(CredentialSpec, name), expected)
+            # Proving took seconds: what the If-Match is about is looked at again.
+            stored = self._desk.find(CredentialSpec, name)
             self._ensure_still(registry)
-            wish = replace(stored.record, username=value.login.username, type=value.login.type)
-            if wish != stored.record:
-                stored = self._desk.replace(wish, stored.version, None)
+            # Written again as it is: of two callers with one tag, the second is told.
+            stored = self._desk.replace(stored.record, stored.version, expected)
             candidate = self._candidate(stored.record, registry, value, verdict, actor)
             self._desk.store.put(candidate.id, candidate, 0)
         self._desk.ring()

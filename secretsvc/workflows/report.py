@@ -264,10 +264,11 @@ def summary(
     counts: dict[str, int],
     now: datetime,
 ) -> CredentialSummary:
-    """Return what is shown of a credential."""
+    """Return what is shown of a credential: its wish, with the login that is published."""
     spec = stored.record
+    username, kind = (state.username, state.type) if state else ("", None)
     return CredentialSummary(
-        spec=spec,
+        spec=replace(spec, username=username or spec.username, type=kind or spec.type),
         version=stored.version,
         state=condition(spec, state, registry, now),
         head=state.head if state else Head(),

@@ -31,6 +31,13 @@ def walk_through() -> list[str]:
     return blocks
 
 
+def without_refusals(block: str) -> tuple[str, list[str]]:
+    """Part a block's lines that start with ``!`` from it: bash does not look at their status under ``-e``."""
+    lines = block.splitlines()
+    refused = [line.removeprefix("! ") for line in lines if line.startswith("! ")]
+    return "\n".join(line for line in lines if not line.startswith("! ")), refused
+
+
 @pytest.fixture(params=["local", "vault"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[dict[str, str], Service]]:
     """The servers of `make rig`, and a service on the store under test."""
@@ -60,8 +67,15 @@ def test_the_walk_through(rig: tuple[dict[str, str], Service], tmp_path: Path) -
         "PYTHONPATH": str(ROOT),
     }
     for block in walk_through():
+        steps, refused = without_refusals(block)
+        for step in refused:
+            answer = subprocess.run(
+                ["bash", "-c", step], cwd=place, env=environment, capture_output=True, text=True
+            )
+            assert answer.returncode == 1, f"{step}\n{answer.stderr}"
+            assert "INVALID" in answer.stdout + answer.stderr
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
+            ["bash", "-euo", "pipefail", "-c", steps],
             cwd=place,
             env=environment,
             capture_output=True,

@@ -32,7 +32,8 @@ from secretsvc.core.model import (
     Verdict,
 )
 from secretsvc.core.ports import CredentialStore
-from secretsvc.workflows.reconcile import DRIFT_S, VIEW_S
+from secretsvc.workflows.reconcile import VIEW_S
+from secretsvc.workflows.rounds import DRIFT_S
 from tests.bench.measuring import Caller, Report, wait_until
 from tests.rig.kube import KubeCluster
 from tests.rig.openbao import Grant, OpenBao, bootstrapped, now, vault_store

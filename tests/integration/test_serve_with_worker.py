@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from secretsvc.cli.exits import Exit
+from tests.rig.ports import free_port
 from tests.rig.service import Service
 
 pytestmark = pytest.mark.rig
@@ -74,6 +75,7 @@ def start(folder: Path, *command: str, **environ: str) -> subprocess.CompletedPr
         "PATH": os.environ["PATH"],
         "SECRETSVC_DATA_DIR": str(folder / "data"),
         "SECRETSVC_KEY_FILE": str(folder / "kek"),
+        "SECRETSVC_LISTEN": f"127.0.0.1:{free_port()}",
         **environ,
     }
     return subprocess.run(

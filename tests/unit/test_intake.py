@@ -28,6 +28,7 @@ from secretsvc.core.ports import Record
 from secretsvc.workflows.intake import Intake, Taken
 from secretsvc.workflows.records import Desk
 from secretsvc.workflows.register import CredentialDraft, NewValue, Registrar, RegistryDraft
+from secretsvc.workflows.report import Reporter
 from secretsvc.workflows.world import World
 from tests.fakes import CountingEntropy, FakeProver, ListAudit, MemoryStore, SettableClock, verdict_of
 
@@ -425,19 +426,21 @@ def test_a_new_value_is_not_stored_when_the_wish_changed_while_it_was_proved(ben
     assert bench.store.names(Candidate) == []
 
 
-def test_a_new_value_with_a_new_username_is_stored_whatever_labels_do(bench: Bench) -> None:
-    bench.register()
+def test_the_username_shown_is_the_one_that_is_published(bench: Bench) -> None:
+    def shown() -> str:
+        return Reporter(bench.desk).credential("prod").spec.username
+
+    bench.register("one")
     bench.take_all()
-
-    def change_it(*_: object) -> Outcome:
-        bench.registrar.change_credential("prod", {"labels": {"c": "d"}}, None, "eve")
-        return Outcome.VALID
-
-    bench.prover.answer = change_it
-    other = Login(CredentialType.TOKEN, "robot-2", Secret("two"))
-    made = bench.registrar.replace_value("prod", NewValue(other), None, "ann")
-    assert (made.credential.record.username, made.credential.record.labels) == ("robot-2", {"c": "d"})
+    other = Login(CredentialType.PASSWORD, "robot-2", Secret("two"))
+    bench.clock.advance(seconds=1)
+    bench.registrar.replace_value("prod", NewValue(other), None, "ann")
+    assert shown() == "robot"
+    bench.take_all()
+    assert shown() == "robot-2"
     assert [act.action for act in bench.audit.acts].count("credential.replace") == 1
+    verb(bench, lambda: bench.registrar.roll_back("prod", "ann"))
+    assert shown() == "robot"
 
 
 def test_the_same_value_again_keeps_the_previous_one_in_reach(bench: Bench) -> None:
