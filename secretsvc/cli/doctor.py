@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -26,7 +26,6 @@ from secretsvc.settings import Settings, StoreKind
 
 _OPEN_TO_OTHERS = 0o077
 _NOT_FOUND = 404
-_UNSEAL = "unseal it: `bao operator unseal`, or `vault operator unseal`, once per key share"
 
 Say = Callable[[str], None]
 """Told what is looked at next."""
@@ -137,9 +136,7 @@ def _store(settings: Settings) -> Finding:
     try:
         return Finding("store", "ok", _probe_store(settings))
     except SecretsvcError as exc:
-        found = _failed("store", exc)
-        sealed = settings.store is StoreKind.VAULT and "sealed" in exc.message
-        return replace(found, hint=_UNSEAL) if sealed and not found.hint else found
+        return _failed("store", exc)
 
 
 def _cluster(settings: Settings) -> Iterator[Finding]:

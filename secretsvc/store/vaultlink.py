@@ -48,6 +48,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*/?\Z")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,8192}\Z")
 _BUSY = frozenset({408, 412, 425, 429, 472, 473, 474})
 """Timeouts, rate limits, and what standbys and replicas answer: another try may succeed."""
+_UNSEAL = "unseal it: `bao operator unseal`, or `vault operator unseal`, once per key share"
 _SAYS_SEALED = {501: "is not initialised", 503: "is sealed or in maintenance"}
 
 
@@ -229,8 +230,13 @@ class VaultLink:
                 code="VaultRedirects",
             )
         if answer.status >= 500 or answer.status in _BUSY or answer.says("upgrading from non-versioned"):  # noqa: PLR2004
-            state = _SAYS_SEALED.get(answer.status, f"answers {answer.status}")
-            return StoreUnavailable(f"{where} {state}: no answer about {what}")
+            sealed = _SAYS_SEALED.get(answer.status)
+            state = sealed or f"answers {answer.status}"
+            return StoreUnavailable(
+                f"{where} {state}: no answer about {what}",
+                hint=_UNSEAL if sealed else "",
+                code="StoreSealed" if sealed else "",
+            )
         if answer.ok or answer.status == HTTPStatus.NOT_FOUND:
             return StoreUnavailable(
                 f"{where} answers {what} as Vault never would", hint="Is something else at that address?"

@@ -141,6 +141,8 @@ def of_ours(error: SecretsvcError) -> Response:
 
 def _told(error: SecretsvcError) -> tuple[str, str]:
     """Return the message and the hint that a caller gets; an empty hint is the status's own."""
+    if error.code == "StoreSealed":
+        return "the store is sealed, so nothing can be read or written", error.hint
     for kind, message in _STORE_AWAY.items():
         if isinstance(error, kind):
             return message, ""

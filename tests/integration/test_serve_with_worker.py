@@ -228,7 +228,7 @@ def test_the_programs_leave_no_core_dump(service: Service) -> None:
         assert line.split()[4:6] == ["0", "0"]
 
 
-def test_the_doorbell_wakes_work(service: Service) -> None:
+def test_the_doorbell_and_the_lifeline_are_inherited(service: Service) -> None:
     """Both ends are inherited, by serve's worker process and by work, and nothing else is."""
     eventually(lambda: program(service, "work") and program(service, "serve"), service.log())
     for name in ("serve", "work"):
