@@ -168,14 +168,14 @@ def _body(name: str, path: str, dialect: str, credentials: list[str]) -> dict[st
 
 
 def _table(items: list[dict[str, Any]]) -> Table:
-    header = ("NAME", "PATH", "DIALECT", "CREDENTIALS", "SYNCED")
+    header = ("NAME", "PATH", "CREDENTIALS", "SYNCED", "DIALECT")
     return Table.of(header, [_row(item) for item in items], empty="no auth files")
 
 
 def _row(item: Mapping[str, Any]) -> tuple[object, ...]:
     counts = item.get("deliveries") or {}
     synced = f"{counts.get('synced', 0)}/{counts.get('total', 1)}"
-    return (item["name"], item["path"], item["dialect"], item["credentials"], synced)
+    return (item["name"], item["path"], item["credentials"], synced, item["dialect"])
 
 
 def _see(name: str) -> str:

@@ -243,5 +243,5 @@ def _ping_registry(api: ApiClient, name: str) -> Finding:
     except SecretsvcError as exc:
         return _failed(check, exc)
     good = str(verdict["outcome"]).startswith("VALID")
-    hint = "" if good else f"see `secretsvc registry ping {name}`"
+    hint = "" if good else f"`secretsvc registry ping {name}` shows each request"
     return Finding(check, "ok" if good else "error", str(verdict["message"]), hint)
