@@ -221,6 +221,11 @@ def confirmed(
     return Progress(before.done + len(holding & set(wished)), before.total + len(wished))
 
 
+def expiry(spec: CredentialSpec, state: CredentialState | None) -> datetime | None:
+    """Return when a credential ends: as its caller said, or else as its value or registry did."""
+    return spec.expires_at or (state.expires_at if state is not None else None)
+
+
 def condition(
     spec: CredentialSpec, state: CredentialState | None, registry: RegistrySpec | None, now: datetime
 ) -> str:
@@ -231,7 +236,7 @@ def condition(
         return "stale"
     if state.verdict.outcome in (Outcome.INVALID, Outcome.MALFORMED):
         return "invalid"
-    ends = state.expires_at or spec.expires_at
+    ends = expiry(spec, state)
     if state.verdict.outcome is Outcome.EXPIRED or (ends is not None and ends <= now):
         return "expired"
     if state.head.cur and (state.verdict.accepted or not _never_accepted(state)):

@@ -195,8 +195,9 @@ class Registrar:
             # Proving took seconds: what the If-Match is about is looked at again.
             stored = self._desk.find(CredentialSpec, name)
             self._ensure_still(registry)
-            # Written again as it is: of two callers with one tag, the second is told.
-            stored = self._desk.replace(stored.record, stored.version, expected)
+            # Written even when nothing in it changes: of two callers with one tag, the second is told.
+            wish = replace(stored.record, expires_at=value.expires_at)
+            stored = self._desk.replace(wish, stored.version, expected)
             candidate = self._candidate(stored.record, registry, value, verdict, actor)
             self._desk.store.put(candidate.id, candidate, 0)
         self._desk.ring()
@@ -251,7 +252,7 @@ class Registrar:
         if state is None or not state.record.head.prev:
             raise Conflict(
                 f"credential {name!r} has no previous generation to go back to",
-                hint="put a value with `secretsvc credential rotate --manual`",
+                hint=f"put a value with `secretsvc credential rotate {name} --manual`",
                 code="NoPrevious",
             )
         if force and not reason.strip():

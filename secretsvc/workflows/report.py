@@ -30,7 +30,7 @@ from secretsvc.core.model import (
     Verb,
 )
 from secretsvc.core.ports import Stored
-from secretsvc.core.rotation import condition, confirmed, stage
+from secretsvc.core.rotation import condition, confirmed, expiry, stage
 from secretsvc.core.rules import (
     AuthFileRule,
     CredentialSummary,
@@ -273,7 +273,7 @@ def summary(
         state=condition(spec, state, registry, now),
         head=state.head if state else Head(),
         verdict=state.verdict if state else None,
-        expires_at=(state.expires_at if state else None) or spec.expires_at,
+        expires_at=expiry(spec, state),
         operation=state.op if state else None,
         counts=counts,
     )

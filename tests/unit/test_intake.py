@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -477,3 +478,18 @@ def test_validate_asks_at_once_about_a_value_that_waits(bench: Bench) -> None:
     verb(bench, lambda: bench.registrar.validate("prod", "ann"))
     assert bench.state.head.cur == 1
     assert bench.store.names(Candidate) == []
+
+
+def test_the_expiry_is_what_the_caller_said_last(bench: Bench) -> None:
+    def shown() -> datetime | None:
+        return Reporter(bench.desk).credential("prod").expires_at
+
+    soon, later = bench.clock() + timedelta(days=1), bench.clock() + timedelta(days=30)
+    bench.register(expires_at=soon)
+    bench.take_all()
+    assert shown() == soon
+    bench.registrar.change_credential("prod", {"expires_at": later}, None, "ann")
+    assert shown() == later
+    bench.put("two")
+    bench.take_all()
+    assert shown() is None
