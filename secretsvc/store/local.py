@@ -468,7 +468,8 @@ def _ours(path: Path, exc: sqlite3.Error) -> StoreError:
     code = _primary_code(exc)
     if code in _UNAVAILABLE:
         what, hint = _UNAVAILABLE[code]
-        return StoreUnavailable(f"the database {path} does not answer: {what}", hint=hint)
+        known_as = "DiskFull" if code == sqlite3.SQLITE_FULL else ""
+        return StoreUnavailable(f"the database {path} does not answer: {what}", hint=hint, code=known_as)
     if code in _BROKEN:
         return RecordDamaged(f"the database {path} is damaged, or is not one of ours", hint=_RESTORE)
     return StoreError(f"the database {path} failed: {exc.__class__.__name__}")

@@ -89,6 +89,11 @@ _STORE_AWAY: dict[type[SecretsvcError], str] = {
     errors.StoreDenied: "the store refuses the service's own login",
 }
 """What callers are told instead of the store's own words."""
+_STORE_SAYS = {
+    "StoreSealed": "the store is sealed, so nothing can be read or written",
+    "DiskFull": "the disk that the store is on is full, so nothing can be written",
+}
+"""By code: what callers can act on, without where the store is."""
 _CODES: dict[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.BAD_REQUEST: ("MalformedRequest", "The request can not be read."),
     HTTPStatus.NOT_FOUND: ("NoSuchRoute", "There is no such route."),
@@ -141,8 +146,8 @@ def of_ours(error: SecretsvcError) -> Response:
 
 def _told(error: SecretsvcError) -> tuple[str, str]:
     """Return the message and the hint that a caller gets; an empty hint is the status's own."""
-    if error.code == "StoreSealed":
-        return "the store is sealed, so nothing can be read or written", error.hint
+    if error.code in _STORE_SAYS:
+        return _STORE_SAYS[error.code], error.hint
     for kind, message in _STORE_AWAY.items():
         if isinstance(error, kind):
             return message, ""
