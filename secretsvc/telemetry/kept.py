@@ -1,7 +1,7 @@
 """Answers that are kept for a moment, because anybody may ask and asking is slow.
 
-One caller at a time asks anew. The others do not queue behind it: they get the last answer, or, where there
-is none that is young enough, one that says so.
+One caller at a time asks anew. The others do not queue behind it: they get the last answer. Where there is
+none that is young enough they wait a moment for the one that is coming, and then get one that says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_MOMENT_S = 1.0
+"""What a caller waits for an answer that another one is asking for; the first two may come together."""
 
 
 class Kept(Generic[T]):
@@ -19,7 +21,7 @@ class Kept(Generic[T]):
 
     Args:
         ask: asks the question; what it raises reaches the caller that asks anew, and nothing is kept then.
-        missing: the answer while somebody asks and there is no other.
+        missing: the answer when somebody has asked for more than a moment and there is no other.
         fresh_s: seconds for which an answer is not asked for again.
         stale_s: seconds after which an answer is given to nobody any more.
         monotonic: seconds that only rise.
@@ -49,7 +51,10 @@ class Kept(Generic[T]):
             return kept[1]
         if not self._asking.acquire(blocking=False):
             kept = self._younger_than(self._stale_s)
-            return kept[1] if kept is not None else self._missing
+            if kept is not None:
+                return kept[1]
+            if not self._asking.acquire(timeout=_MOMENT_S):
+                return self._missing
         try:
             kept = self._younger_than(self._fresh_s)  # somebody may have asked just now
             if kept is None:

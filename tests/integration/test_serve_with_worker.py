@@ -108,6 +108,7 @@ def test_the_first_start_makes_private_files_and_says_where(service: Service) ->
 def test_a_second_start_makes_nothing_new(tmp_path: Path) -> None:
     with Service(tmp_path, {}) as first:
         token, key = first.token_file.read_bytes(), (tmp_path / "kek").read_bytes()
+        eventually(lambda: "is ready at" in first.log(), "the first start")
         first.stop()
         first.start()
         eventually(lambda: first.log().count("is ready at") == 2, first.log())

@@ -49,6 +49,19 @@ def test_an_answer_is_fresh_from_when_it_came_however_long_it_took() -> None:
     assert answer() == 2
 
 
+def test_the_first_two_who_come_together_get_the_same_answer() -> None:
+    slow = Slow()
+    answer = kept(slow)
+    slow.may_end.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(answer)
+        assert slow.begun.wait(WAIT)
+        other = pool.submit(answer)
+        slow.may_end.set()
+        assert (first.result(WAIT), other.result(WAIT)) == (1, 1)
+    assert slow.asked == 1
+
+
 @pytest.mark.parametrize(("age", "given"), [(6, 1), (61, 0)])
 def test_while_one_asks_others_get_the_last_answer_or_none(age: float, given: int) -> None:
     slow = Slow()
