@@ -126,7 +126,7 @@ class RegistrySpec:
 
 
 class Outcome(StrEnum):
-    """What a registry's answers say about a login (DESIGN section 6)."""
+    """What a registry's answers say about a login."""
 
     VALID = "VALID"
     VALID_PULL_CONFIRMED = "VALID_PULL_CONFIRMED"
@@ -313,7 +313,7 @@ class OperationState(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where the rotation machine is (``field/rotation.md`` section 4.2)."""
+    """How far an operation is that publishes a generation."""
 
     ISSUING = "ISSUING"
     ISSUED = "ISSUED"

@@ -1,4 +1,4 @@
-"""One HTTP request to a registry or its token server, under every limit. The only door to urllib3.
+"""One HTTP request to a registry or its token server, under every limit. Registries are reached by nothing else.
 
 Rules:
 

@@ -1,8 +1,8 @@
 """The second line of defence: values that are in hand are struck out of every log line.
 
 The first line is that nothing logs a value: a `Secret` does not show itself, and messages are written by us.
-What foreign libraries write can not be promised, so a value is remembered here while it is being worked with
-(`Redactor.holding`), and `Redactor.clean` strikes out the forms in which it may be written: as it is, quoted
+What foreign libraries write can not be promised, so serve remembers a value here while a request brings it
+(`Redactor.holding`; work holds none, and writes no exception's message either), and `Redactor.clean` strikes out the forms in which it may be written: as it is, quoted
 for a URL, escaped for JSON, and as the base64 of itself and of ``username:value`` (an auth entry, a Basic
 header).
 
