@@ -1,4 +1,4 @@
-"""One HTTP request to a registry or its token server, under every limit. Registries are reached by nothing else.
+"""One HTTP request to a registry or its token server, under every limit. Nothing else reaches them.
 
 Rules:
 

@@ -2,9 +2,9 @@
 
 The first line is that nothing logs a value: a `Secret` does not show itself, and messages are written by us.
 What foreign libraries write can not be promised, so serve remembers a value here while a request brings it
-(`Redactor.holding`; work holds none, and writes no exception's message either), and `Redactor.clean` strikes out the forms in which it may be written: as it is, quoted
-for a URL, escaped for JSON, and as the base64 of itself and of ``username:value`` (an auth entry, a Basic
-header).
+(`Redactor.holding`); work holds none, and writes no exception's message either. `Redactor.clean` strikes out
+the forms in which a value may be written: as it is, quoted for a URL, escaped for JSON, and as the base64 of
+itself and of ``username:value`` (an auth entry, a Basic header).
 
 What it can not do: find a value inside some other encoding, such as the base64 of a whole file. Values of
 fewer than 6 characters are not struck out, since that would blank ordinary words.
